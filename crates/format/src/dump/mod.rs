@@ -1,0 +1,304 @@
+//! What an object says, for people: behind `farshore dump FILE`.
+//!
+//! Damaged objects are what this is for, so it shows as much as can still be read and names everything that cannot. A
+//! header whose authentication code was not checked is shown as such: nothing in it may be trusted.
+
+#[cfg(test)]
+mod tests;
+mod text;
+
+use model::{Record, RecordBody};
+use serde::Serialize;
+
+use crate::FormatError;
+use crate::keys::Keys;
+use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
+use crate::object::open_body;
+use crate::object::{HEADER_BYTES, ObjectHeader, ObjectKind, Opening};
+use crate::segment::{ChunkAt, FrameInfo, Piece, SegmentReader, SegmentRef, Table, frame_range, table_range};
+
+/// Bytes of a body shown when this crate does not know its form.
+const OPAQUE_BYTES_MAX: usize = 256;
+
+/// Everything that could be read of an object. Prints as text; serialises with the same names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dump {
+    /// Whether the header's authentication code was checked and right. When false nothing here may be trusted.
+    pub authenticated: bool,
+    /// What is wrong with the object, or kept it from being shown whole. Empty for a sound one.
+    pub problems: Vec<String>,
+    /// The header.
+    pub header: HeaderDump,
+    /// The record table of a segment.
+    pub table: Option<TableDump>,
+    /// The body of a small object.
+    pub body: Option<BodyDump>,
+}
+
+/// A header's fields; ids, hashes and digests in hex, times in RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of ObjectHeader")]
+pub struct HeaderDump {
+    pub kind: &'static str,
+    pub place: String,
+    pub total_bytes: u64,
+    pub vault: String,
+    pub id: String,
+    pub hash: String,
+    pub prev_hash: String,
+    pub incarnation: String,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub first_time: String,
+    pub last_time: String,
+    pub map_version: u64,
+    pub record_digest: String,
+    pub gc_seen: u64,
+    pub frame_count: u32,
+    pub table_sealed_bytes: u32,
+    pub table_plain_bytes: u32,
+    pub body_digest: String,
+}
+
+/// A record table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TableDump {
+    /// Earlier segments named, as `id at machine/epoch/slot`.
+    pub references: Vec<String>,
+    /// Frames.
+    pub frames: Vec<FrameInfo>,
+    /// Records.
+    pub records: Vec<RecordDump>,
+    /// Bytes that writes cover.
+    pub written_bytes: u64,
+    /// Of these, bytes that are zeros and bytes that lie in earlier segments.
+    pub zero_bytes: u64,
+    /// See `zero_bytes`.
+    pub referenced_bytes: u64,
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RecordDump {
+    /// Its number.
+    pub seq: u64,
+    /// Its time in RFC 3339.
+    pub time: String,
+    /// Dirty-map version in force.
+    pub map_version: u64,
+    /// What happened, in words.
+    pub what: String,
+    /// Where a write's bytes are.
+    pub pieces: Vec<String>,
+}
+
+/// The body of a small object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyDump {
+    /// Slot 0 of an epoch.
+    Opening {
+        /// Epoch it continues.
+        prev_epoch: u64,
+        /// Last accepted slot there.
+        prev_end: u64,
+        /// The whole manifest, in a manifest log.
+        state: Option<ManifestDump>,
+    },
+    /// A step of a manifest.
+    Manifest(ManifestDump),
+    /// A body of a form this crate does not know.
+    Opaque {
+        /// Its length in bytes.
+        bytes: u64,
+        /// Its beginning in hex.
+        hex: String,
+    },
+}
+
+/// A manifest or a step of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ManifestDump {
+    /// Segments promoted.
+    pub segments: Vec<String>,
+    /// Recovery points.
+    pub points: Vec<String>,
+}
+
+/// Reads what can be read of `bytes`, which should be a whole object. Without keys only the header is shown, and it
+/// says that it is not authenticated. Errors: not even a header can be read (`Truncated`, `Magic`, `Version`,
+/// `Invalid`).
+pub fn dump(keys: Option<&Keys>, bytes: &[u8]) -> Result<Dump, FormatError> {
+    let mut problems = Vec::new();
+    let parsed = keys.map(|keys| (keys, ObjectHeader::parse(keys, bytes)));
+    let (keys, header) = match parsed {
+        Some((keys, Ok(header))) => (Some(keys), header),
+        Some((_, Err(problem))) => {
+            problems.push(problem.to_string());
+            (None, ObjectHeader::parse_unauthenticated(bytes)?)
+        }
+        None => (None, ObjectHeader::parse_unauthenticated(bytes)?),
+    };
+    if let Err(problem) = header.check_body(bytes) {
+        problems.push(problem.to_string());
+    }
+    let mut dump =
+        Dump { authenticated: keys.is_some(), problems, header: header_dump(&header, bytes)?, table: None, body: None };
+    let Some(keys) = keys else { return Ok(dump) };
+    let shown = match header.kind {
+        ObjectKind::Segment => dump.show_segment(keys, header, bytes),
+        _ => dump.show_body(keys, &header, bytes),
+    };
+    if let Err(problem) = shown {
+        dump.note(problem.to_string());
+    }
+    Ok(dump)
+}
+
+impl Dump {
+    fn note(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    fn show_segment(&mut self, keys: &Keys, header: ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
+        let table = slice(bytes, table_range(&header))?;
+        let reader = SegmentReader::new(keys, header, table)?;
+        for frame in &reader.table().frames {
+            let opened = slice(bytes, frame_range(reader.header(), frame)).and_then(|b| reader.open(frame.number, b));
+            if let Err(problem) = opened {
+                self.note(format!("frame {}: {problem}", frame.number));
+            }
+        }
+        self.table = Some(table_dump(reader.table()));
+        Ok(())
+    }
+
+    fn show_body(&mut self, keys: &Keys, header: &ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
+        let plain = open_body(keys, header, bytes)?;
+        self.body = Some(match header.kind {
+            ObjectKind::Opening => {
+                let opening = Opening::decode(&plain)?;
+                let state = match opening.state.as_slice() {
+                    [] => None,
+                    state => Some(Manifest::decode(state).map(|m| manifest_dump(&m.segments, &m.points))?),
+                };
+                BodyDump::Opening { prev_epoch: opening.prev_epoch, prev_end: opening.prev_end, state }
+            }
+            ObjectKind::Manifest => {
+                let commit = ManifestCommit::decode(&plain)?;
+                BodyDump::Manifest(manifest_dump(&commit.segments, &commit.points))
+            }
+            _ => opaque(&plain),
+        });
+        Ok(())
+    }
+}
+
+fn slice(bytes: &[u8], range: std::ops::Range<u64>) -> Result<&[u8], FormatError> {
+    let truncated = FormatError::Truncated { need: range.end, have: bytes.len() as u64 };
+    let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end)) else {
+        return Err(truncated);
+    };
+    bytes.get(start..end).ok_or(truncated)
+}
+
+fn header_dump(header: &ObjectHeader, bytes: &[u8]) -> Result<HeaderDump, FormatError> {
+    let head = &header.head;
+    Ok(HeaderDump {
+        kind: header.kind.name(),
+        place: header.place.to_string(),
+        total_bytes: header.total_bytes,
+        vault: header.vault.to_string(),
+        id: header.id.to_string(),
+        hash: ObjectHeader::hash(&bytes[..HEADER_BYTES.min(bytes.len())])?.to_string(),
+        prev_hash: header.prev_hash.to_string(),
+        incarnation: head.position.incarnation.to_string(),
+        first_seq: header.first_seq.0,
+        last_seq: head.position.seq.0,
+        first_time: header.first_time.to_string(),
+        last_time: head.time.to_string(),
+        map_version: head.map_version,
+        record_digest: head.digest.to_string(),
+        gc_seen: header.gc_seen,
+        frame_count: header.frame_count,
+        table_sealed_bytes: header.table_sealed_bytes,
+        table_plain_bytes: header.table_plain_bytes,
+        body_digest: hex(&header.body_digest),
+    })
+}
+
+fn table_dump(table: &Table) -> TableDump {
+    let reference = |r: &SegmentRef| format!("{} at {}/stream/epoch {} slot {}", r.id, r.machine, r.epoch, r.slot);
+    let pieces = || table.records.iter().flat_map(|record| pieces_of(record).iter());
+    let sum = |want: fn(&ChunkAt) -> bool| pieces().filter(|piece| want(&piece.at)).map(|piece| piece.len).sum();
+    TableDump {
+        references: table.references.iter().map(reference).collect(),
+        frames: table.frames.clone(),
+        records: table.records.iter().map(record_dump).collect(),
+        written_bytes: sum(|_| true),
+        zero_bytes: sum(|at| matches!(at, ChunkAt::Zero)),
+        referenced_bytes: sum(|at| matches!(at, ChunkAt::Other { .. })),
+    }
+}
+
+fn pieces_of(record: &Record<Vec<Piece>>) -> &[Piece] {
+    match &record.body {
+        RecordBody::Write { data, .. } => data,
+        _ => &[],
+    }
+}
+
+fn record_dump(record: &Record<Vec<Piece>>) -> RecordDump {
+    let what = match &record.body {
+        RecordBody::Write { disk, extent, .. } => format!("write disk {disk} {extent}"),
+        RecordBody::Zero { disk, extent } => format!("zero disk {disk} {extent}"),
+        RecordBody::Mark(mark) => format!("mark {}", mark_text(mark)),
+        RecordBody::DrainBegin { cause, incarnation, lost_after } => {
+            format!("drain begins: {cause:?}, incarnation {incarnation}, lost after {lost_after}")
+        }
+        RecordBody::DrainEnd(mark) => format!("drain ends: mark {}", mark_text(mark)),
+        RecordBody::Disk { disk, name, size, change } => {
+            format!("disk {disk} {name} of {size} bytes: {change:?}").to_lowercase()
+        }
+    };
+    let piece = |piece: &Piece| match piece.at {
+        ChunkAt::Zero => format!("{} zeros", piece.len),
+        ChunkAt::Here { frame, offset } => format!("{} in frame {frame} at {offset}", piece.len),
+        ChunkAt::Other { reference, frame, offset } => {
+            format!("{} in reference {reference} frame {frame} at {offset}", piece.len)
+        }
+    };
+    RecordDump {
+        seq: record.seq.0,
+        time: record.time.to_string(),
+        map_version: record.map_version,
+        what,
+        pieces: pieces_of(record).iter().map(piece).collect(),
+    }
+}
+
+fn mark_text(mark: &model::Mark) -> String {
+    format!("{} {:?} {:?}", hex(&mark.id), mark.kind, mark.label)
+}
+
+fn manifest_dump(segments: &[Promoted], points: &[Point]) -> ManifestDump {
+    let segment = |s: &Promoted| {
+        let (id, hash, head) = (s.id, s.hash, s.head.position);
+        format!("epoch {} slot {}: id {id} hash {hash}, {} bytes, to {head}", s.epoch, s.slot, s.bytes)
+    };
+    let point = |p: &Point| {
+        let mark = p.mark.as_ref().map(|mark| format!(", mark {}", mark_text(mark))).unwrap_or_default();
+        format!("{} at {} {} {:?}{mark}", p.id, p.position, p.time, p.kind)
+    };
+    ManifestDump { segments: segments.iter().map(segment).collect(), points: points.iter().map(point).collect() }
+}
+
+fn opaque(plain: &[u8]) -> BodyDump {
+    BodyDump::Opaque { bytes: plain.len() as u64, hex: hex(&plain[..plain.len().min(OPAQUE_BYTES_MAX)]) }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,174 @@
+//! Bodies of the fuzz targets, kept here so that ordinary tests run them over the corpus and seeded mutations too.
+//!
+//! Each takes any bytes. What must hold: nothing panics, and whatever is decoded encodes to bytes that decode to it.
+
+use bytes::Bytes;
+
+use crate::keys::{Keys, VaultKey};
+use crate::manifest::{Manifest, ManifestCommit};
+use crate::object::{HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Opening, header_offset};
+use crate::seal::TABLE_NUMBER;
+use crate::segment::TABLE_VERSIONS;
+use crate::segment::{ChunkAt, FrameInfo, FrameOpener, SegmentReader, Table, check_table, decode_table};
+use crate::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind};
+use crate::{Codec, FormatError, decompress, dump, versioned};
+
+/// The key of every golden file and corpus entry. It guards nothing.
+pub fn keys() -> Keys {
+    Keys::new(&VaultKey::from_bytes(zeroize::Zeroizing::new([7; 32])))
+}
+
+/// A whole frame, or a kind byte and a payload.
+pub fn wire(data: &[u8]) {
+    if let Some((header, payload)) = data.split_first_chunk::<FRAME_HEADER_BYTES>()
+        && let Ok(parsed) = FrameHeader::parse(header)
+    {
+        assert_eq!(parsed.encode(), *header, "every header byte means something");
+        let _ = parsed.check(payload);
+        payload_of(parsed.kind, payload);
+    }
+    if let Some((kind, payload)) = data.split_first() {
+        payload_of(FrameKind::ALL[usize::from(*kind) % FrameKind::ALL.len()], payload);
+    }
+}
+
+fn payload_of(kind: FrameKind, payload: &[u8]) {
+    let Ok(frame) = Frame::decode(kind, Bytes::copy_from_slice(payload)) else { return };
+    assert_eq!(frame.kind(), kind);
+    let long_refusal = matches!(&frame, Frame::Refused(refused) if refused.text.len() > 4096);
+    let bytes = frame.encode().concat();
+    let (header, payload) = bytes.split_first_chunk().expect("encoded frames have a header");
+    let header = FrameHeader::parse(header).expect("own header");
+    header.check(payload).expect("own checksum");
+    let again = Frame::decode(header.kind, Bytes::copy_from_slice(payload)).expect("own payload");
+    assert!(again == frame || long_refusal, "{again:?} is not {frame:?}");
+}
+
+/// A plain record table, a sealed segment, or packed frame bytes.
+pub fn segment(data: &[u8]) {
+    if let Ok(table) = decode_table(data) {
+        let again = decode_table(&versioned::encode(TABLE_VERSIONS[0].0, &table));
+        assert_eq!(again.as_ref(), Ok(&table));
+        checked_table(&table);
+    }
+    let keys = keys();
+    if let Ok(header) = ObjectHeader::parse(&keys, data) {
+        let end = (HEADER_BYTES + header.table_sealed_bytes as usize).min(data.len());
+        if let Ok(reader) = SegmentReader::new(&keys, header, &data[HEADER_BYTES..end]) {
+            checked_table(reader.table());
+        }
+    }
+    if let Some((&[codec, len, ..], packed)) = data.split_first_chunk::<3>()
+        && let Ok(codec) = Codec::try_from(codec)
+    {
+        let plain_len = usize::from(len) * 16;
+        if let Ok(plain) = decompress(codec, packed, plain_len) {
+            assert_eq!(plain.len(), plain_len);
+        }
+    }
+    let frame = FrameInfo {
+        number: 0,
+        offset: 0,
+        sealed_bytes: u32::try_from(data.len()).unwrap_or(u32::MAX),
+        plain_bytes: 512,
+        codec: 1,
+    };
+    let opened = FrameOpener::new(&keys, ObjectId([0; 32])).open(&frame, data);
+    assert!(opened.is_err(), "nobody can forge a frame");
+}
+
+/// Gives the table a header that fits its ends; when it passes, every index in it must be usable.
+fn checked_table(table: &Table) {
+    let (Some(first), Some(last)) = (table.records.first(), table.records.last()) else { return };
+    let frames_bytes: u64 = table.frames.iter().map(|frame| u64::from(frame.sealed_bytes)).sum();
+    let mut header = blank_segment_header();
+    header.total_bytes = HEADER_BYTES as u64 + u64::from(header.table_sealed_bytes) + frames_bytes;
+    header.frame_count = u32::try_from(table.frames.len()).unwrap_or(u32::MAX);
+    (header.first_seq, header.first_time) = (first.seq, first.time);
+    (header.head.position.seq, header.head.time) = (last.seq, last.time);
+    header.head.map_version = u64::MAX;
+    if check_table(&header, table).is_err() {
+        return;
+    }
+    for record in &table.records {
+        let model::RecordBody::Write { extent, data, .. } = &record.body else { continue };
+        assert_eq!(data.iter().map(|piece| piece.len).sum::<u64>(), extent.len());
+        for piece in data {
+            match piece.at {
+                ChunkAt::Zero => {}
+                ChunkAt::Here { frame, offset } => {
+                    let frame = table.frames.iter().find(|f| f.number == frame).expect("checked");
+                    assert!(u64::from(offset) + piece.len <= u64::from(frame.plain_bytes));
+                }
+                ChunkAt::Other { reference, frame, .. } => {
+                    assert!((reference as usize) < table.references.len() && frame != TABLE_NUMBER);
+                }
+            }
+        }
+    }
+}
+
+fn blank_segment_header() -> ObjectHeader {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(&ObjectKind::Segment.magic());
+    for (at, value) in [
+        (header_offset::VERSION, 1),
+        (header_offset::KIND, ObjectKind::Segment as u8),
+        (header_offset::HEADER_BYTES, 0x80),
+        (header_offset::HEADER_BYTES + 1, 0x01),
+        (header_offset::TOTAL_BYTES + 1, 0x10),
+        (header_offset::MACHINE, 1),
+        (header_offset::MACHINE + 1, b'm'),
+        (header_offset::LOG, 1),
+        (header_offset::SLOT, 1),
+        (header_offset::FIRST_SEQ, 1),
+        (header_offset::LAST_SEQ, 1),
+        (header_offset::TABLE_SEALED_BYTES, 100),
+        (header_offset::TABLE_PLAIN_BYTES, 100),
+    ] {
+        bytes[at] = value;
+    }
+    ObjectHeader::parse_unauthenticated(&bytes).expect("the smallest segment header")
+}
+
+/// Bodies of manifests, commits and openings.
+pub fn manifest(data: &[u8]) {
+    same_again(data, Manifest::decode, Manifest::encode);
+    same_again(data, ManifestCommit::decode, ManifestCommit::encode);
+    same_again(data, Opening::decode, Opening::encode);
+    let _ = VaultKey::parse(&String::from_utf8_lossy(data));
+}
+
+fn same_again<T: PartialEq + std::fmt::Debug>(
+    data: &[u8],
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    encode: impl Fn(&T) -> Vec<u8>,
+) {
+    if let Ok(value) = decode(data) {
+        assert_eq!(decode(&encode(&value)).as_ref(), Ok(&value));
+    }
+}
+
+/// A whole object; also with its vault and authentication code put right, so that what lies behind them is reached.
+pub fn object(data: &[u8]) {
+    let keys = keys();
+    if let Ok(dump) = dump::dump(None, data) {
+        assert!(!dump.authenticated && dump.table.is_none() && dump.body.is_none());
+        let _ = dump.to_string();
+    }
+    let mut bytes = data.to_vec();
+    if let Some(header) = bytes.first_chunk_mut::<HEADER_BYTES>() {
+        header[header_offset::VAULT..header_offset::ID].copy_from_slice(&keys.vault().0);
+        let mac = *keys.header_mac(&header[..header_offset::MAC]).as_bytes();
+        header[header_offset::MAC..].copy_from_slice(&mac);
+        if let Ok(parsed) = ObjectHeader::parse(&keys, header) {
+            assert_eq!(parsed.encode(&keys), *header, "every header byte means something");
+        }
+    }
+    if let Ok(dump) = dump::dump(Some(&keys), &bytes) {
+        let _ = dump.to_string();
+    }
+}
+
+#[cfg(test)]
+mod tests;

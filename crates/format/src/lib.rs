@@ -1,0 +1,25 @@
+//! Bytes: what travels on the wire and what lies in the store, and the keys that seal it.
+//!
+//! Nothing here does I/O or knows tokio. Every decoder takes untrusted bytes: it never panics, and never allocates more
+//! than its declared cap. The layouts stand in each folder's `FORMAT.md`, field for field.
+
+mod check;
+mod codec;
+pub mod dump;
+mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(test)]
+mod goldens;
+pub mod keys;
+pub mod manifest;
+pub mod object;
+#[cfg(test)]
+mod samples;
+mod seal;
+pub mod segment;
+mod versioned;
+pub mod wire;
+
+pub use codec::{Codec, Compressor, Level, decompress};
+pub use error::FormatError;

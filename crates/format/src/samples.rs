@@ -1,0 +1,190 @@
+//! Fixed objects and frames for tests: the same bytes in every run.
+
+use bytes::Bytes;
+use model::{
+    DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, PointId, Position,
+    Record, RecordBody, RecordDigest, Seq, Timestamp,
+};
+
+use crate::Codec;
+use crate::keys::Keys;
+use crate::manifest::{Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
+use crate::seal::Packing;
+use crate::segment::{
+    ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, Table, assemble_with, recompute_digest,
+};
+use crate::wire::{Frame, Hello, Refusal, Refused, Start, Stored, Welcome};
+
+pub(crate) const KIB: u64 = 1 << 10;
+
+pub(crate) fn keys() -> Keys {
+    crate::fuzzing::keys()
+}
+
+pub(crate) fn other_keys() -> Keys {
+    Keys::new(&crate::keys::VaultKey::from_bytes(zeroize::Zeroizing::new([8; 32])))
+}
+
+pub(crate) fn machine() -> MachineName {
+    "db-01".parse().expect("valid name")
+}
+
+pub(crate) fn disk() -> DiskName {
+    "root".parse().expect("valid name")
+}
+
+pub(crate) fn place(log: LogKind, epoch: u64, slot: u64) -> Place {
+    Place { machine: Some(machine()), log: Some(log), epoch, slot }
+}
+
+pub(crate) fn extent(offset: u64, len: u64) -> Extent {
+    Extent::new(offset, len).expect("valid extent")
+}
+
+pub(crate) fn mark(label: &str) -> Mark {
+    Mark { kind: MarkKind::Application, id: [0xa5; 16], label: label.to_owned() }
+}
+
+/// One record of each kind, from number 41 on.
+pub(crate) fn bodies<D>(data: D) -> Vec<Record<D>> {
+    let id = disk().id();
+    let bodies = [
+        RecordBody::Disk { disk: id, name: disk(), size: 1 << 30, change: DiskChange::Added },
+        RecordBody::DrainBegin { cause: DrainCause::Initial, incarnation: Incarnation([3; 16]), lost_after: Seq(40) },
+        RecordBody::Write { disk: id, extent: extent(56 * KIB, 48 * KIB), data },
+        RecordBody::Zero { disk: id, extent: extent(1 << 20, 1 << 20) },
+        RecordBody::DrainEnd(mark("")),
+        RecordBody::Mark(mark("before upgrade")),
+    ];
+    let record = |(n, body): (u64, _)| Record {
+        seq: Seq(41 + n),
+        time: Timestamp(1_800_000_000_000_000 + n),
+        map_version: 5,
+        body,
+    };
+    (0..).zip(bodies).map(record).collect()
+}
+
+/// Plain bytes of the sample frames.
+pub(crate) fn frame_plain(number: u32) -> Vec<u8> {
+    (0..12 * KIB).map(|at| (at / 64) as u8 ^ number as u8).collect()
+}
+
+fn pieces() -> Vec<Piece> {
+    vec![
+        Piece { len: 8 * KIB, at: ChunkAt::Here { frame: 7, offset: 4096 } },
+        Piece { len: 4 * KIB, at: ChunkAt::Other { reference: 0, frame: 3, offset: 512 } },
+        Piece { len: 32 * KIB, at: ChunkAt::Zero },
+        Piece { len: 4 * KIB, at: ChunkAt::Here { frame: 2, offset: 0 } },
+    ]
+}
+
+pub(crate) fn table_records() -> Vec<Record<Vec<Piece>>> {
+    bodies(pieces())
+}
+
+pub(crate) fn references() -> Vec<SegmentRef> {
+    vec![SegmentRef { id: ObjectId([0x11; 32]), machine: machine(), epoch: 2, slot: 9 }]
+}
+
+pub(crate) fn commit() -> Commit {
+    let records = table_records();
+    let last = records.last().expect("not empty");
+    let table = Table { records: records.clone(), ..Table::default() };
+    Commit {
+        place: place(LogKind::Stream, 3, 4),
+        prev_hash: ObjectHash([0x22; 32]),
+        head: LogHead {
+            position: Position { incarnation: Incarnation([3; 16]), seq: last.seq },
+            digest: recompute_digest(RecordDigest([0x33; 32]), &table),
+            map_version: 6,
+            time: last.time,
+        },
+        gc_seen: 0,
+    }
+}
+
+pub(crate) fn segment(packing: Packing) -> SealedSegment {
+    let keys = keys();
+    let sealer = FrameSealer::new(&keys, ObjectId([if packing == Packing::Raw { 0x44 } else { 0x45 }; 32]));
+    let seal = |number| {
+        let plain = frame_plain(number);
+        let (codec, packed) = match packing {
+            Packing::Raw => (Codec::Raw, plain.clone()),
+            Packing::WhenItPays => crate::Compressor::new().compress(crate::Level::Normal, &plain),
+        };
+        sealer.seal(number, codec, plain.len() as u32, packed)
+    };
+    let frames = vec![seal(7), seal(2)];
+    assemble_with(&keys, &sealer, commit(), frames, references(), table_records(), packing)
+}
+
+pub(crate) fn promoted(slot: u64) -> Promoted {
+    let head = commit().head;
+    Promoted { id: ObjectId([slot as u8; 32]), epoch: 3, slot, hash: ObjectHash([0x55; 32]), head, bytes: 8 << 20 }
+}
+
+pub(crate) fn point() -> Point {
+    let head = commit().head;
+    let (position, time, digest) = (head.position, head.time, head.digest);
+    Point { id: PointId([0xa5; 16]), position, time, kind: PointKind::Marked, mark: Some(mark("nightly")), digest }
+}
+
+pub(crate) fn manifest() -> Manifest {
+    Manifest { segments: vec![promoted(1), promoted(2)], points: vec![point()] }
+}
+
+pub(crate) fn manifest_commit() -> ManifestCommit {
+    ManifestCommit { segments: vec![promoted(3)], points: vec![point()] }
+}
+
+pub(crate) fn opening() -> Opening {
+    Opening { prev_epoch: 2, prev_end: 17, state: manifest().encode() }
+}
+
+/// A small object of each kind with its place and body.
+pub(crate) fn smalls() -> Vec<(&'static str, ObjectKind, Place, Vec<u8>)> {
+    let root = Place { machine: None, log: None, epoch: 0, slot: 0 };
+    let log = LogKind::Manifest;
+    vec![
+        ("vault", ObjectKind::Vault, root, b"any body".to_vec()),
+        ("epoch", ObjectKind::Epoch, place(LogKind::Stream, 3, 0), vec![9; 16]),
+        ("opening", ObjectKind::Opening, place(log, 3, 0), opening().encode()),
+        ("manifest", ObjectKind::Manifest, place(log, 3, 1), manifest_commit().encode()),
+    ]
+}
+
+pub(crate) fn seal(kind: ObjectKind, place: Place, body: &[u8], packing: Packing) -> Bytes {
+    let head = if kind == ObjectKind::Opening { commit().head } else { LogHead::default() };
+    let object = SmallObject { kind, place, prev_hash: ObjectHash([0x66; 32]), head, gc_seen: 0, body };
+    seal_small_with(&keys(), ObjectId([0x70 + kind as u8; 32]), packing, &object)
+}
+
+/// A frame of each kind.
+pub(crate) fn frames() -> Vec<(&'static str, Frame)> {
+    let head = commit().head;
+    let hello = Hello {
+        protocol: 1,
+        instance: [1; 16],
+        incarnation: Incarnation([3; 16]),
+        start: Start::New { cause: DrainCause::UncleanStop, compared_to: Some(Seq(7)) },
+        next_seq: Seq(0),
+        map_version: 300,
+        stored: head,
+        disks: vec![(disk(), 1 << 30)],
+    };
+    let data = bodies(Bytes::from(vec![0x5a; 48 * KIB as usize]));
+    let refused = Refused { reason: Refusal::RevertedDisk, text: "map version 3 is below 5".to_owned() };
+    vec![
+        ("hello", Frame::Hello(hello)),
+        ("welcome", Frame::Welcome(Welcome { protocol: 1, head, credit: 8 << 20 })),
+        ("refused", Frame::Refused(refused)),
+        ("data", Frame::Data(data)),
+        ("stored", Frame::Stored(Stored { seq: Seq(46), digest: head.digest })),
+        ("credit", Frame::Credit(1 << 20)),
+        ("ping", Frame::Ping(1)),
+        ("pong", Frame::Pong(u64::MAX)),
+        ("bye", Frame::Bye),
+    ]
+}

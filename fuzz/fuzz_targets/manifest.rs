@@ -1,0 +1,4 @@
+//! Bodies of manifests, commits and openings, and the vault key's text. The body and what must hold stand in `format::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| format::fuzzing::manifest(data));

@@ -1,0 +1,4 @@
+//! Whole objects, with and without a right authentication code, and their dump. The body and what must hold stand in `format::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| format::fuzzing::object(data));

@@ -1,0 +1,4 @@
+//! Frames between agent and process server. The body and what must hold stand in `format::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| format::fuzzing::wire(data));
