@@ -1,0 +1,208 @@
+//! The server: accepts connections, negotiates, and runs requests in parallel.
+//!
+//! ```text
+//!   listener ──► handshake (TLS, options; bounded time) ──► transmission (reader, tasks, writer) ──► close
+//! ```
+//!
+//! Every connection is served by its own task and can only harm itself: the number of connections, the time a handshake
+//! may take, the requests and bytes in flight are all bounded. Stopping closes the door, lets requests that have begun
+//! finish, sends their replies and then closes.
+
+mod handshake;
+mod listener;
+mod meta_context;
+mod negotiation;
+mod replies;
+mod requests;
+mod transmission;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use self::listener::{Listener, SocketFile};
+use self::negotiation::Offer;
+use crate::protocol::STRING_BYTES_MAX;
+use crate::stream::ByteStream;
+use crate::{Error, Export, ListenAddress};
+
+/// A client must reach the transmission phase in this time.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
+/// Requests in flight get this long to finish and be answered when the server stops.
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Pause after an accept failed (most often: no file descriptors left), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Largest value of `inflight_max` and `connections_max`.
+const CONFIGURED_MAX: usize = 65536;
+
+/// How to serve.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Name of the export; a client that asks for the empty name gets it too.
+    pub name: String,
+    /// Where.
+    pub listen: ListenAddress,
+    /// TLS: required of every client when set.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Requests in flight on one connection, 1 to 65536.
+    pub inflight_max: usize,
+    /// Connections at once, 1 to 65536; one more is closed at once.
+    pub connections_max: usize,
+}
+
+/// A running server; stops when dropped or by [`Server::stop`].
+pub struct Server {
+    address: ListenAddress,
+    stop: watch::Sender<bool>,
+    acceptor: JoinHandle<()>,
+    socket: Option<SocketFile>,
+}
+
+impl Server {
+    /// Binds and serves in the background.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the configuration or the export's geometry cannot be served, `AddrInUse` if somebody else
+    /// listens there, else what the system said to the bind.
+    pub async fn start(config: ServerConfig, export: Arc<dyn Export>) -> io::Result<Self> {
+        validate(&config, &*export).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        let (listener, address, socket) = Listener::bind(&config.listen).await?;
+        let (stop, stopped) = watch::channel(false);
+        let service = Arc::new(Service::new(&config, export, stopped));
+        let acceptor = tokio::spawn(accept(listener, service, config.connections_max));
+        tracing::info!(%address, export = config.name, tls = config.tls.is_some(), "serving NBD");
+        Ok(Self { address, stop, acceptor, socket })
+    }
+
+    /// The address bound (the port picked, for port 0).
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
+    }
+
+    /// Stops accepting, lets requests in flight finish (10 seconds at most), closes. A request that takes longer still
+    /// runs to its end on the export; its client sees a lost connection.
+    pub async fn stop(self) {
+        let Self { address, stop, acceptor, socket } = self;
+        drop(socket);
+        stop.send_replace(true);
+        if let Err(fault) = acceptor.await {
+            tracing::error!(%address, %fault, "the accepting task failed");
+        }
+        tracing::info!(%address, "stopped serving NBD");
+    }
+}
+
+fn validate(config: &ServerConfig, export: &dyn Export) -> Result<(), String> {
+    for (what, value) in [("inflight_max", config.inflight_max), ("connections_max", config.connections_max)] {
+        if !(1..=CONFIGURED_MAX).contains(&value) {
+            return Err(format!("{what} is {value}: set 1 to {CONFIGURED_MAX}"));
+        }
+    }
+    if config.name.len() > STRING_BYTES_MAX {
+        return Err(format!("the export's name is {} bytes, NBD allows {STRING_BYTES_MAX}", config.name.len()));
+    }
+    let (size, block) = (export.size(), export.minimum_block());
+    if !matches!(block, 1 | 512) {
+        return Err(format!("the export's minimum block is {block} bytes: only 1 and 512 can be served"));
+    }
+    if !size.is_multiple_of(u64::from(block)) || i64::try_from(size).is_err() {
+        return Err(format!(
+            "the export's size of {size} bytes is not a multiple of its {block} byte block, or too large"
+        ));
+    }
+    Ok(())
+}
+
+/// What every connection needs.
+struct Service {
+    offer: Arc<Offer>,
+    tls: Option<TlsAcceptor>,
+    inflight_max: usize,
+    handshake_time_max: Duration,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Service {
+    fn new(config: &ServerConfig, export: Arc<dyn Export>, stopped: watch::Receiver<bool>) -> Self {
+        Self {
+            offer: Arc::new(Offer { name: config.name.clone(), export }),
+            tls: config.tls.clone().map(TlsAcceptor::from),
+            inflight_max: config.inflight_max,
+            handshake_time_max: HANDSHAKE_TIME_MAX,
+            stopped,
+        }
+    }
+
+    /// Serves one connection to its end.
+    async fn serve(&self, stream: ByteStream) -> Result<(), Error> {
+        let mut stopped = self.stopped.clone();
+        let handshake = handshake::run(stream, &self.offer, self.tls.as_ref());
+        let limit = self.handshake_time_max;
+        let agreed = tokio::select! {
+            biased;
+            () = told_to_stop(&mut stopped) => return Ok(()),
+            done = tokio::time::timeout(limit, handshake) => done.map_err(|_| Error::HandshakeTimeout(limit))??,
+        };
+        let Some((stream, agreed)) = agreed else { return Ok(()) };
+        transmission::serve(stream, self.offer.clone(), agreed, self.inflight_max, stopped).await
+    }
+}
+
+/// Returns once the server stops; a dropped server stops too.
+async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn accept(listener: Listener, service: Arc<Service>, connections_max: usize) {
+    let mut stopped = service.stopped.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = told_to_stop(&mut stopped) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((_, peer)) if connections.len() >= connections_max => {
+                    tracing::warn!(peer, connections_max, "too many NBD connections, closed one more");
+                }
+                Ok((stream, peer)) => {
+                    connections.spawn(connection(service.clone(), stream, peer));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept an NBD connection, trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_TIME_MAX, drained).await.is_err() {
+        tracing::warn!(limit = ?STOP_TIME_MAX, "NBD connections did not finish in time, closing them");
+    }
+}
+
+async fn connection(service: Arc<Service>, stream: ByteStream, peer: String) {
+    tracing::debug!(peer, "NBD client connected");
+    match service.serve(stream).await {
+        Ok(()) => tracing::debug!(peer, "NBD client gone"),
+        Err(Error::Io(error)) => tracing::debug!(peer, %error, "NBD client lost"),
+        Err(error) => tracing::warn!(peer, %error, "NBD connection ended by a fault"),
+    }
+}
+
+/// Serves `stream` as if a client had connected, for the fuzzer and tests without sockets.
+pub(crate) async fn serve_stream(stream: ByteStream, name: &str, export: Arc<dyn Export>) -> Result<(), Error> {
+    let (_stop, stopped) = watch::channel(false);
+    let listen = ListenAddress::Unix("/nonexistent".into());
+    let config = ServerConfig { name: name.to_owned(), listen, tls: None, inflight_max: 8, connections_max: 1 };
+    Service::new(&config, export, stopped).serve(stream).await
+}
+
+#[cfg(test)]
+mod tests;
