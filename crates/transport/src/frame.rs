@@ -1,0 +1,251 @@
+//! Frames over a byte stream: reading with bounded memory and time, writing without copies.
+//!
+//! A reader grows its buffer only as bytes arrive, so a peer that announces a large frame and sends nothing holds next
+//! to no memory, and a frame once begun must arrive in time. Both ends survive being cancelled: a reader keeps what has
+//! arrived, a writer sends the rest of a frame it has begun before anything else, so that frames never tear.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use format::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
+
+use crate::TransportError;
+use crate::failure::stream_error;
+
+/// Time for a frame once its first byte was read, counted while somebody waits in [`FrameReader::read`].
+const FRAME_SECONDS: u64 = 30;
+
+/// Time for the peer to take what was sent before [`FrameWriter::close`] gives up.
+const CLOSE_SECONDS: u64 = 10;
+
+/// Bytes read ahead while waiting for a header: many small frames in one call, little to copy before a large one.
+const READ_AHEAD_BYTES: usize = 4 << 10;
+
+/// Memory given to a payload before any of it has arrived; doubled as it fills.
+const PAYLOAD_STEP_BYTES: usize = 2 << 20;
+
+/// Parts of a frame handed to the stream at once.
+const WRITE_PARTS_MAX: usize = 64;
+
+/// Reads frames. Cancel-safe: a cancelled read loses nothing.
+pub struct FrameReader {
+    stream: Box<dyn AsyncRead + Send + Unpin>,
+    /// For messages.
+    peer: String,
+    /// Bytes read and not yet returned. Never holds more than one payload and the read-ahead.
+    buffer: BytesMut,
+    /// The header of the frame whose payload is being read.
+    header: Option<FrameHeader>,
+    /// What is left of the time for the frame begun.
+    patience: Duration,
+}
+
+impl FrameReader {
+    pub(crate) fn new(stream: Box<dyn AsyncRead + Send + Unpin>, peer: String) -> Self {
+        let patience = Duration::from_secs(FRAME_SECONDS);
+        Self { stream, peer, buffer: BytesMut::new(), header: None, patience }
+    }
+
+    /// The next frame. Errors: `Closed` at the end, `Protocol` for what cannot be read. A frame once begun must arrive
+    /// within 30 seconds (`Timeout`), so that a slow sender cannot hold memory for ever.
+    pub async fn read(&mut self) -> Result<Frame, TransportError> {
+        loop {
+            if let Some(frame) = self.take_frame()? {
+                return Ok(frame);
+            }
+            self.make_room();
+            self.fill().await?;
+        }
+    }
+
+    /// A frame that is wholly in the buffer.
+    fn take_frame(&mut self) -> Result<Option<Frame>, TransportError> {
+        let protocol = |peer: &str, source| TransportError::Protocol { peer: peer.to_owned(), source };
+        if self.header.is_none() {
+            let Some(bytes) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
+            let header = FrameHeader::parse(bytes).map_err(|e| protocol(&self.peer, e))?;
+            self.buffer.advance(FRAME_HEADER_BYTES);
+            self.header = Some(header);
+        }
+        let Some(header) = self.header.filter(|h| self.buffer.len() >= h.payload_bytes as usize) else {
+            return Ok(None);
+        };
+        let payload = self.buffer.split_to(header.payload_bytes as usize).freeze();
+        self.header = None;
+        self.patience = Duration::from_secs(FRAME_SECONDS);
+        header.check(&payload).map_err(|e| protocol(&self.peer, e))?;
+        Frame::decode(header.kind, payload).map(Some).map_err(|e| protocol(&self.peer, e))
+    }
+
+    /// Bytes that the frame in the buffer still lacks, or that may be read ahead.
+    fn wanted(&self) -> usize {
+        match self.header {
+            Some(header) => header.payload_bytes as usize - self.buffer.len(),
+            None => READ_AHEAD_BYTES,
+        }
+    }
+
+    /// Space for what comes next. A payload gets one buffer of its own size, in steps when it is large.
+    fn make_room(&mut self) {
+        let (len, room) = (self.buffer.len(), self.buffer.capacity() - self.buffer.len());
+        let capacity = match self.header {
+            None if room < FRAME_HEADER_BYTES => READ_AHEAD_BYTES,
+            Some(header) if room == 0 || (room < self.wanted() && self.buffer.capacity() < PAYLOAD_STEP_BYTES) => {
+                (header.payload_bytes as usize).min((2 * len).max(PAYLOAD_STEP_BYTES))
+            }
+            _ => return,
+        };
+        let mut larger = BytesMut::with_capacity(capacity);
+        larger.extend_from_slice(&self.buffer);
+        self.buffer = larger;
+    }
+
+    /// Reads once from the stream, never past the payload being read.
+    async fn fill(&mut self) -> Result<(), TransportError> {
+        let limit = self.wanted().min(self.buffer.capacity() - self.buffer.len());
+        let begun = self.header.is_some() || !self.buffer.is_empty();
+        let count = if begun {
+            let waiting = Waiting { since: Instant::now(), left: &mut self.patience };
+            let mut target = (&mut self.buffer).limit(limit);
+            tokio::time::timeout(*waiting.left, self.stream.read_buf(&mut target))
+                .await
+                .map_err(|_| TransportError::Timeout { peer: self.peer.clone(), seconds: FRAME_SECONDS })?
+        } else {
+            self.stream.read_buf(&mut (&mut self.buffer).limit(limit)).await
+        };
+        match count {
+            Ok(0) if begun => Err(self.closed(io::ErrorKind::UnexpectedEof, "it ended in the middle of a frame")),
+            Ok(0) => Err(self.closed(io::ErrorKind::UnexpectedEof, "the peer ended it")),
+            Ok(_) => Ok(()),
+            Err(error) => Err(stream_error(&self.peer, error)),
+        }
+    }
+
+    /// Bytes of memory held for what has not arrived.
+    #[cfg(test)]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    fn closed(&self, kind: io::ErrorKind, why: &str) -> TransportError {
+        TransportError::Closed { peer: self.peer.clone(), source: io::Error::new(kind, why) }
+    }
+}
+
+/// Takes the time waited off what is left, also when the wait is cancelled.
+struct Waiting<'a> {
+    since: Instant,
+    left: &'a mut Duration,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.left = self.left.saturating_sub(self.since.elapsed());
+    }
+}
+
+/// Where frames go.
+pub(crate) enum Sink {
+    /// A byte stream that takes slices.
+    Stream(Box<dyn AsyncWrite + Send + Unpin>),
+    /// A QUIC stream, which takes the buffers themselves.
+    Quic(quinn::SendStream),
+}
+
+/// Writes frames, vectored and uncopied. A cancelled write is not lost: its frame goes out whole with the next call.
+/// Dropped without [`FrameWriter::close`], the last frames may not reach the peer.
+pub struct FrameWriter {
+    sink: Sink,
+    /// For messages.
+    peer: String,
+    /// Parts of frames begun and not yet handed to the stream; at most one frame, unless writes were cancelled.
+    pending: VecDeque<Bytes>,
+}
+
+impl FrameWriter {
+    pub(crate) fn new(sink: Sink, peer: String) -> Self {
+        Self { sink, peer, pending: VecDeque::new() }
+    }
+
+    /// Writes one frame into the stream's buffers.
+    pub async fn write(&mut self, frame: &Frame) -> Result<(), TransportError> {
+        self.drain().await?;
+        self.pending.extend(frame.encode().into_iter().filter(|part| !part.is_empty()));
+        self.drain().await
+    }
+
+    /// Pushes everything out.
+    pub async fn flush(&mut self) -> Result<(), TransportError> {
+        self.drain().await?;
+        match &mut self.sink {
+            Sink::Stream(stream) => stream.flush().await.map_err(|e| stream_error(&self.peer, e)),
+            // QUIC sends as soon as congestion control allows.
+            Sink::Quic(_) => Ok(()),
+        }
+    }
+
+    /// Flushes and ends our side. Over QUIC it waits, for ten seconds at most, until the peer has taken everything.
+    pub async fn close(&mut self) -> Result<(), TransportError> {
+        let limit = Duration::from_secs(CLOSE_SECONDS);
+        let timeout = TransportError::Timeout { peer: self.peer.clone(), seconds: CLOSE_SECONDS };
+        tokio::time::timeout(limit, self.end()).await.map_err(|_| timeout)?
+    }
+
+    async fn end(&mut self) -> Result<(), TransportError> {
+        self.flush().await?;
+        let ended = match &mut self.sink {
+            Sink::Stream(stream) => stream.shutdown().await,
+            Sink::Quic(stream) => {
+                // Ending twice is no error: the first end holds.
+                let _ = stream.finish();
+                stream.stopped().await.map(|_| ()).map_err(io::Error::other)
+            }
+        };
+        ended.map_err(|e| stream_error(&self.peer, e))
+    }
+
+    /// Hands every pending part to the stream. What is handed over is taken off at once, so cancelling loses nothing.
+    async fn drain(&mut self) -> Result<(), TransportError> {
+        while !self.pending.is_empty() {
+            let written = match &mut self.sink {
+                Sink::Stream(stream) => write_some(stream.as_mut(), &self.pending).await,
+                Sink::Quic(stream) => write_chunks(stream, &mut self.pending).await,
+            };
+            take_off(&mut self.pending, written.map_err(|e| stream_error(&self.peer, e))?);
+        }
+        Ok(())
+    }
+}
+
+/// Removes what the stream has taken.
+fn take_off(pending: &mut VecDeque<Bytes>, mut count: usize) {
+    while count > 0
+        && let Some(front) = pending.front_mut()
+    {
+        let part = count.min(front.len());
+        front.advance(part);
+        count -= part;
+        if front.is_empty() {
+            pending.pop_front();
+        }
+    }
+}
+
+/// One vectored write; returns the bytes taken.
+async fn write_some(stream: &mut (dyn AsyncWrite + Send + Unpin), pending: &VecDeque<Bytes>) -> io::Result<usize> {
+    let slices: Vec<IoSlice<'_>> = pending.iter().take(WRITE_PARTS_MAX).map(|part| IoSlice::new(part)).collect();
+    match stream.write_vectored(&slices).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(count),
+    }
+}
+
+/// Gives buffers to QUIC, which takes whole ones and advances the last. They are cheap handles: no byte is copied.
+async fn write_chunks(stream: &mut quinn::SendStream, pending: &mut VecDeque<Bytes>) -> io::Result<usize> {
+    let mut parts: Vec<Bytes> = pending.iter().take(WRITE_PARTS_MAX).cloned().collect();
+    Ok(stream.write_chunks(&mut parts).await?.bytes)
+}

@@ -1,0 +1,26 @@
+//! Mutually authenticated connections that carry wire frames: TLS 1.3 over TCP, and QUIC, behind one type.
+//!
+//! Identity is the certificate's: a URI SAN `farshore:<role>:<name>` signed by the site's CA. Frames never name a peer.
+//! Under TLS 1.3 a client learns of its rejection only at its first read: HELLO/WELCOME precede any state.
+
+mod authority;
+mod clock;
+mod connection;
+mod error;
+mod failure;
+mod files;
+mod frame;
+mod listener;
+mod quic;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+pub use authority::{Authority, IssuedCertificate};
+pub use connection::{ByteStream, Connection, TransportKind, connect, connect_with};
+pub use error::TransportError;
+pub use frame::{FrameReader, FrameWriter};
+pub use listener::{Listener, ListenerLimits};
+pub use quic::Congestion;
+pub use tls::{Identity, Peer, Role};
