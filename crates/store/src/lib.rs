@@ -1,0 +1,27 @@
+//! The object store as Farshore uses it: create-only objects, the epoch log on top, and a store that misbehaves on demand.
+//!
+//! Layout below the store's URL:
+//! ```text
+//! vault                                              names the vault (sealed)
+//! machine/<name>/stream/epoch/<n>                    who owns epoch n of the stream
+//! machine/<name>/stream/seg/<n>/<slot>               slot 0 = opening, 1… = segments
+//! machine/<name>/manifest/epoch/<n>, seg/<n>/<slot>  the manifest log, by the same rules
+//! ```
+//! `<n>` and `<slot>` are 16 lower-case hex digits, so a LIST is in order; but no rule rests on LIST.
+
+mod error;
+mod faults;
+mod local;
+mod log;
+mod objects;
+mod url;
+mod vault;
+
+pub use error::StoreError;
+pub use faults::{Fault, FaultStore, Faults, Request, SplitMix64};
+pub use log::{
+    Attached, Base, EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogRules, LogWriter, ManifestBase,
+    Newest, Next, ReadMode,
+};
+pub use objects::{Created, Store};
+pub use vault::{create_vault, list_machines, open_vault};

@@ -1,0 +1,295 @@
+//! One store: get, ranged get, create-only put with unclear results resolved, list, delete.
+//!
+//! What must hold: no object is ever overwritten; a create whose answer is lost is never reported as anything it is not;
+//! an object reported as [`Created::Ours`] is durable. If the process dies in the middle of a create, the object is there
+//! as a whole, or not, or appears later; the epoch log above is built to take all three.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use format::FormatError;
+use format::object::OBJECT_BYTES_MAX;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+
+use crate::StoreError;
+use crate::local::LocalRoot;
+
+/// Times the same bytes are put before a create is given up as unclear.
+const CREATE_TRIES_MAX: u32 = 3;
+
+/// Wait before the second try of a create; doubled for each further one.
+const CREATE_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Objects one listing may return: about 2 GiB of names. List a narrower prefix when there are more.
+const LIST_OBJECTS_MAX: usize = 16 << 20;
+
+/// How a create ended, once it is clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object holds our bytes (written now, or by an earlier try of ours).
+    Ours,
+    /// The object holds other bytes.
+    Other,
+}
+
+/// A store opened from a URL. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    /// Set for `file://`: the directory whose entries must be synced before they count.
+    local: Option<Arc<LocalRoot>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.inner)
+    }
+}
+
+impl Store {
+    /// Opens `file:///dir` (created if absent, fsync on, refused on a network filesystem), `az://container/prefix`,
+    /// `s3://bucket/prefix`, `gs://bucket/prefix`. Credentials come from the environment.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        crate::url::open(url)
+    }
+
+    /// Wraps any object store: tests, faults.
+    pub fn from_object_store(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, local: None }
+    }
+
+    pub(crate) fn from_local(inner: Arc<dyn ObjectStore>, root: LocalRoot) -> Self {
+        Self { inner, local: Some(Arc::new(root)) }
+    }
+
+    /// The object store below.
+    pub fn object_store(&self) -> &Arc<dyn ObjectStore> {
+        &self.inner
+    }
+
+    /// Creates `path` if absent with exactly these bytes. After anything but clean success reads back and compares byte
+    /// for byte (rule 7).
+    ///
+    /// An error never proves that nothing was written: a request that timed out, here or in the retries of the client
+    /// below, may land minutes later. So an absent object is put again with the same bytes a few times, which ends in
+    /// clean success, in our own bytes, or in another's; and when it does not, the error says so. After an error the
+    /// caller may retry the same bytes at the same path or abandon the path for good, and nothing else.
+    /// Errors: `Unavailable` (the store answered neither the create nor the reading back, or refused the create),
+    /// `Unclear` (the store can be read and holds nothing there, yet did not take the object either).
+    pub async fn create(&self, path: &str, parts: Vec<Bytes>) -> Result<Created, StoreError> {
+        let location = location("create", path)?;
+        let payload = PutPayload::from_iter(parts.iter().cloned());
+        let mut delay = CREATE_RETRY_DELAY;
+        for attempt in 1..=CREATE_TRIES_MAX {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let put = observe("create", self.inner.put_opts(&location, payload.clone(), options)).await;
+            let Err(cause) = put else { return Ok(Created::Ours) };
+            match self.get(path).await {
+                Ok(Some(found)) if !same_bytes(&found, &parts) => return Ok(Created::Other),
+                Ok(Some(_)) => {
+                    self.settle_found(path, &cause).await?;
+                    return Ok(Created::Ours);
+                }
+                Ok(None) if is_refusal(&cause) => return Err(unavailable("create", path, cause)),
+                Ok(None) => tracing::debug!(path, attempt, error = %cause, "create is unclear: the object is absent"),
+                Err(damaged @ StoreError::Damaged { .. }) => return Err(damaged),
+                Err(_) => return Err(unavailable("create", path, cause)),
+            }
+            if attempt < CREATE_TRIES_MAX {
+                tokio::time::sleep(delay).await;
+                delay *= 2;
+            }
+        }
+        Err(StoreError::Unclear { path: path.to_owned() })
+    }
+
+    /// The whole object, or none. Refuses objects over `OBJECT_BYTES_MAX`.
+    pub async fn get(&self, path: &str) -> Result<Option<Bytes>, StoreError> {
+        let location = location("read", path)?;
+        match observe("get", self.inner.get_opts(&location, GetOptions::default())).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(unavailable("read", path, source)),
+            Ok(found) if found.meta.size > OBJECT_BYTES_MAX => Err(too_large(path)),
+            Ok(found) => match found.bytes().await {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(source) => Err(unavailable("read", path, source)),
+            },
+        }
+    }
+
+    /// Bytes `start..end`, cut at the object's end; none when there is no object. Empty when start is at or past the end.
+    pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        let location = location("read", path)?;
+        if range.end.saturating_sub(range.start) > OBJECT_BYTES_MAX {
+            return Err(too_large(path));
+        }
+        if range.start >= range.end {
+            return Ok(self.size(path, &location).await?.map(|_| Bytes::new()));
+        }
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let got = match observe("get", self.inner.get_opts(&location, options)).await {
+            Ok(found) => found.bytes().await,
+            Err(source) => Err(source),
+        };
+        match got {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            // Stores differ in how they answer a range that starts at or past the end: the size decides.
+            Err(source) => match self.size(path, &location).await {
+                Ok(None) => Ok(None),
+                Ok(Some(size)) if range.start >= size => Ok(Some(Bytes::new())),
+                _ => Err(unavailable("read", path, source)),
+            },
+        }
+    }
+
+    async fn size(&self, path: &str, location: &Path) -> Result<Option<u64>, StoreError> {
+        match observe("head", self.inner.head(location)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(unavailable("read", path, source)),
+        }
+    }
+
+    /// Paths below `prefix` with their sizes, in order. For display, purge and sweeping: no safety rests on it.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        let location = location("list", prefix)?;
+        let mut stream = self.inner.list(Some(&location));
+        let mut found = Vec::new();
+        loop {
+            match observe("list", stream.try_next()).await {
+                Err(object_store::Error::NotFound { .. }) | Ok(None) => break,
+                Ok(Some(_)) if found.len() == LIST_OBJECTS_MAX => {
+                    let source = generic(format!("more than {LIST_OBJECTS_MAX} objects: list a narrower prefix"));
+                    return Err(unavailable("list", prefix, source));
+                }
+                Ok(Some(meta)) => found.push((meta.location.to_string(), meta.size)),
+                Err(source) => return Err(unavailable("list", prefix, source)),
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Names of the "directories" right below `prefix`, in order.
+    pub(crate) async fn list_names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let location = location("list", prefix)?;
+        match observe("list", self.inner.list_with_delimiter(Some(&location))).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
+            Err(source) => Err(unavailable("list", prefix, source)),
+            Ok(found) => {
+                let last = |p: &Path| p.filename().map(str::to_owned);
+                let mut names: Vec<String> = found.common_prefixes.iter().filter_map(last).collect();
+                names.sort_unstable();
+                Ok(names)
+            }
+        }
+    }
+
+    /// Deletes an object; absent is fine. On `file://` a power cut may bring it back, which every caller must bear
+    /// anyway: a late PUT can do the same.
+    pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
+        let location = location("delete", path)?;
+        match observe("delete", self.inner.delete(&location)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(unavailable("delete", path, source)),
+        }
+    }
+
+    /// Makes durable that what was seen at `path` (and beside it) is there.
+    ///
+    /// On `file://` another process may have linked an object into place and died before it synced the directory: we see
+    /// the object, and a power cut takes it away again. Nothing may rest on it before the directory is synced. Object
+    /// stores show only what is durable: there this does nothing.
+    pub(crate) async fn settle(&self, path: &str) -> Result<(), StoreError> {
+        match &self.local {
+            None => Ok(()),
+            Some(root) => root.settle(path).await.map_err(|e| unavailable("sync", path, generic(e))),
+        }
+    }
+
+    /// The object is there with our bytes although the create did not say so.
+    async fn settle_found(&self, path: &str, cause: &object_store::Error) -> Result<(), StoreError> {
+        if let Some(root) = &self.local
+            && !matches!(cause, object_store::Error::AlreadyExists { .. })
+        {
+            // The file was linked but the sync behind it failed. A second sync may succeed without having written what
+            // the first one dropped, so nothing this process does here can be called durable any more.
+            root.condemn();
+        }
+        self.settle(path).await
+    }
+}
+
+/// Errors with which a store surely says no, and will say no again: retrying is of no use.
+fn is_refusal(error: &object_store::Error) -> bool {
+    use object_store::Error;
+    matches!(
+        error,
+        Error::PermissionDenied { .. }
+            | Error::Unauthenticated { .. }
+            | Error::NotImplemented { .. }
+            | Error::NotSupported { .. }
+            | Error::InvalidPath { .. }
+            | Error::UnknownConfigurationKey { .. }
+    )
+}
+
+/// Whether `found` is exactly the concatenation of `parts`.
+fn same_bytes(found: &[u8], parts: &[Bytes]) -> bool {
+    let mut rest = found;
+    for part in parts {
+        match rest.strip_prefix(part.as_ref()) {
+            Some(behind) => rest = behind,
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
+/// Our own generated paths are lower-case hex, names and slashes; anything else is refused before it reaches a store.
+fn location(operation: &'static str, path: &str) -> Result<Path, StoreError> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let segment = |s: &str| !s.is_empty() && s.bytes().all(plain);
+    if path.split('/').all(segment) {
+        return Ok(Path::from(path));
+    }
+    Err(unavailable(operation, path, generic("not a path of a Farshore object".to_owned())))
+}
+
+pub(crate) fn generic(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
+    object_store::Error::Generic { store: "farshore", source: why.into() }
+}
+
+pub(crate) fn unavailable(operation: &'static str, path: &str, source: object_store::Error) -> StoreError {
+    StoreError::Unavailable { operation, path: path.to_owned(), source }
+}
+
+fn too_large(path: &str) -> StoreError {
+    let source = FormatError::Invalid { what: "object size" };
+    StoreError::Damaged { path: path.to_owned(), source }
+}
+
+/// Runs one request of the store and counts how long it took and whether it failed; "not found" and "already exists"
+/// are answers, not failures.
+async fn observe<T>(
+    operation: &'static str,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> object_store::Result<T> {
+    use object_store::Error::{AlreadyExists, NotFound};
+    let start = tokio::time::Instant::now();
+    let result = request.await;
+    metrics::histogram!("store_request_seconds", "operation" => operation).record(start.elapsed().as_secs_f64());
+    if let Err(error) = &result
+        && !matches!(error, NotFound { .. } | AlreadyExists { .. })
+    {
+        metrics::counter!("store_request_errors_total", "operation" => operation).increment(1);
+    }
+    result
+}
