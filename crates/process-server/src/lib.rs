@@ -1,0 +1,31 @@
+//! The process server: ingest, order, dedup, compress, seal, segment, upload, acknowledge.
+//!
+//! ```text
+//! agent ──► session ──► stream ──► pipeline (threads) ──► stream ──► store
+//!           checks      orders     chunk, dedup,          segments,    │
+//!           credit                 compress, seal         PUT, look    │
+//! agent ◄── STORED, CREDIT ◄─────────────────────────────── acknowledge ┘
+//! ```
+//! It keeps nothing outside memory. `stored` is said only for what can be read back from the store whoever dies next;
+//! what is not stored the agent still has. Two process servers never both extend one stream: the epoch log sees to
+//! that (docs/rfcs/0001-epoch-log.md), not any lease or assignment.
+
+mod config;
+mod dedup;
+mod error;
+mod metrics;
+pub mod pipeline;
+mod server;
+mod session;
+mod status;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::ProcessServerConfig;
+pub use dedup::{DedupEntry, DedupIndex};
+pub use error::ProcessServerError;
+pub use server::ProcessServer;
+pub use status::{MachineStatus, ProcessServerStatus, StageStatus};
+pub use stream::{Admitted, admit};

@@ -1,0 +1,449 @@
+//! The task of one stream: who may feed it, and what happens next.
+//!
+//! What must hold: only the current session's records are taken, contiguous behind the head WELCOME named. A session is
+//! welcomed only when no slot of the one before is open: what has no slot yet is dropped, what has one is stored, or
+//! the epoch has ended. When the epoch ends the session ends with it; the agent's next HELLO opens a new one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use format::object::LogKind;
+use format::wire::{Hello, Refusal, Refused, Stored};
+use futures::future::BoxFuture;
+use model::LogHead;
+use store::{EpochLog, Genesis, LogWriter, StoreError};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::epoch::{EpochEvent, EpochOver, OpenEpoch};
+use super::segments::Acknowledged;
+use super::upload::with_causes;
+use super::{Admitted, Message, StreamContext, admit};
+use crate::pipeline::JobResult;
+use crate::session::{Batch, SessionHandle};
+
+/// An agent heard within this time is alive: another one of its machine is refused.
+const ALIVE: Duration = Duration::from_secs(10);
+
+/// How long HELLO waits for the former session's segments, or for the store.
+const ATTACH_MAX: Duration = Duration::from_secs(20);
+
+/// A stream without an agent is let go after this time; its memory goes with it.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// A session that waits for WELCOME.
+struct Attaching {
+    hello: Box<Hello>,
+    session: Arc<SessionHandle>,
+    reply: oneshot::Sender<Result<Admitted, Refused>>,
+    until: Instant,
+}
+
+enum Event {
+    Abort,
+    Result(JobResult),
+    Epoch(EpochEvent),
+    Opened(Result<LogWriter, StoreError>),
+    Verified(Result<(), StoreError>),
+    Permit(OwnedSemaphorePermit),
+    Message(Option<Message>),
+    Tick,
+}
+
+/// One stream's state.
+pub(crate) struct Actor {
+    context: Arc<StreamContext>,
+    messages: mpsc::Receiver<Message>,
+    results: (mpsc::Sender<JobResult>, mpsc::Receiver<JobResult>),
+    epoch: Option<OpenEpoch>,
+    session: Option<Arc<SessionHandle>>,
+    /// Records that have no slot yet. Bounded by the credit window.
+    pending: VecDeque<Batch>,
+    attaching: Option<Attaching>,
+    opening: Option<BoxFuture<'static, Result<LogWriter, StoreError>>>,
+    /// The look before a session is welcomed to an epoch that was open already.
+    verifying: Option<BoxFuture<'static, Result<(), StoreError>>>,
+    permit: Option<OwnedSemaphorePermit>,
+    permit_wait: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    idle_since: Instant,
+    stopping: bool,
+}
+
+impl Actor {
+    /// Owns nothing yet.
+    pub(crate) fn new(context: Arc<StreamContext>, messages: mpsc::Receiver<Message>) -> Self {
+        Actor {
+            results: mpsc::channel(context.pipeline.jobs_max()),
+            context,
+            messages,
+            epoch: None,
+            session: None,
+            pending: VecDeque::new(),
+            attaching: None,
+            opening: None,
+            verifying: None,
+            permit: None,
+            permit_wait: None,
+            idle_since: Instant::now(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until stopped, aborted, or idle for long.
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.step();
+            self.publish();
+            if self.is_finished() {
+                break;
+            }
+            match self.next().await {
+                Event::Abort => break,
+                Event::Result(result) => self.on_result(result),
+                Event::Epoch(event) => self.on_epoch(event),
+                Event::Opened(result) => self.on_opened(result),
+                Event::Verified(result) => self.on_verified(result),
+                Event::Permit(permit) => self.permit = Some(permit),
+                Event::Message(Some(message)) => self.on_message(message),
+                Event::Message(None) => self.stopping = true,
+                Event::Tick => {}
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        let deadline = self.deadline();
+        let epoch = async {
+            match &mut self.epoch {
+                Some(epoch) => epoch.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.context.abort.cancelled() => Event::Abort,
+            Some(result) = self.results.1.recv() => Event::Result(result),
+            event = epoch => Event::Epoch(event),
+            result = or_never(&mut self.opening) => { self.opening = None; Event::Opened(result) }
+            result = or_never(&mut self.verifying) => { self.verifying = None; Event::Verified(result) }
+            Some(permit) = or_never(&mut self.permit_wait) => { self.permit_wait = None; Event::Permit(permit) }
+            message = self.messages.recv(), if !self.messages.is_closed() => Event::Message(message),
+            () = sleep_until(deadline) => Event::Tick,
+        }
+    }
+
+    /// When something is due though nothing happens.
+    fn deadline(&self) -> Instant {
+        let attach = self.attaching.as_ref().map(|attaching| attaching.until);
+        let segment = self.epoch.as_ref().and_then(|epoch| epoch.segments().close_at());
+        [attach, segment].into_iter().flatten().min().unwrap_or(self.idle_since + IDLE_MAX).max(Instant::now())
+    }
+
+    /// Starts everything that is due.
+    fn step(&mut self) {
+        let now = Instant::now();
+        self.attach(now);
+        if let Some(epoch) = &mut self.epoch {
+            epoch.close_aged(now);
+            if self.stopping && self.pending.is_empty() {
+                epoch.close_segment();
+            }
+        }
+        self.feed_pipeline();
+        if let Some(epoch) = &mut self.epoch {
+            epoch.advance();
+        }
+        if self.session.is_some() || self.attaching.is_some() || !self.is_drained() {
+            self.idle_since = now;
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.pending.is_empty() && self.epoch.as_ref().is_none_or(OpenEpoch::is_drained)
+    }
+
+    fn is_finished(&self) -> bool {
+        let done = self.is_drained() && self.attaching.is_none() && self.opening.is_none();
+        done && (self.stopping || self.idle_since.elapsed() >= IDLE_MAX)
+    }
+
+    /// Puts complete segments together first, they free memory; then gives waiting records their slots.
+    fn feed_pipeline(&mut self) {
+        while let Some(epoch) = &mut self.epoch {
+            if !epoch.segments().can_assemble() && self.pending.is_empty() {
+                self.permit = None;
+                return;
+            }
+            let Some(permit) = self.permit.take() else {
+                let permits = self.context.pipeline.permits();
+                match permits.clone().try_acquire_owned() {
+                    Ok(permit) => self.permit = Some(permit),
+                    Err(_) if self.permit_wait.is_some() => return,
+                    Err(_) => {
+                        self.permit_wait = Some(Box::pin(async move { permits.acquire_owned().await.ok() }));
+                        return;
+                    }
+                }
+                continue;
+            };
+            if epoch.segments().can_assemble() {
+                epoch.assemble(permit);
+            } else if let Some(batch) = self.pending.pop_front() {
+                epoch.dispatch(batch, permit);
+            }
+        }
+        self.permit = None;
+    }
+
+    fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Attach { hello, session, reply } => self.on_attach(hello, session, reply),
+            Message::Data { session, batch } => self.on_data(session, batch),
+            Message::Detach { session } => {
+                if self.session.as_ref().is_some_and(|current| current.id == session) {
+                    self.session = None;
+                }
+            }
+            Message::Stop => {
+                self.stopping = true;
+                self.refuse(Refusal::Busy, "this process server is stopping".to_owned());
+            }
+        }
+    }
+
+    fn on_data(&mut self, session: u64, batch: Batch) {
+        let current = self.session.as_ref().is_some_and(|current| current.id == session);
+        if !current || self.stopping || self.epoch.is_none() {
+            return;
+        }
+        self.context.shared.received(batch.cost, batch.head.position.seq.0);
+        let rest = match self.pending.back_mut() {
+            Some(last) => last.absorb(batch),
+            None => Some(batch),
+        };
+        self.pending.extend(rest);
+    }
+
+    // Sessions.
+
+    fn on_attach(
+        &mut self,
+        hello: Box<Hello>,
+        session: Arc<SessionHandle>,
+        reply: oneshot::Sender<Result<Admitted, Refused>>,
+    ) {
+        let rival = [self.session.as_ref(), self.attaching.as_ref().map(|attaching| &attaching.session)]
+            .into_iter()
+            .flatten()
+            .find(|other| other.instance != session.instance && other.is_alive(ALIVE));
+        let refused = if self.stopping {
+            Some((Refusal::Busy, "this process server is stopping".to_owned()))
+        } else {
+            rival.map(|other| {
+                let text = format!("another agent of this machine is connected from {} and alive", other.address);
+                (Refusal::SecondAgent, text)
+            })
+        };
+        if let Some((reason, text)) = refused {
+            let _ = reply.send(Err(Refused { reason, text }));
+            return;
+        }
+        self.end_session();
+        self.refuse(Refusal::Busy, "replaced by a newer connection of this agent".to_owned());
+        self.attaching = Some(Attaching { hello, session, reply, until: Instant::now() + ATTACH_MAX });
+    }
+
+    /// Ends the session: what has no slot is dropped, what has one goes on.
+    fn end_session(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.ended.cancel();
+        }
+        self.pending.clear();
+    }
+
+    /// Moves a waiting HELLO on: drain what has slots, make sure the epoch is ours or open one, then decide.
+    fn attach(&mut self, now: Instant) {
+        let Some(attaching) = &self.attaching else { return };
+        if attaching.reply.is_closed() {
+            self.attaching = None;
+        } else if attaching.until <= now {
+            self.refuse(
+                Refusal::StoreUnavailable,
+                "the store does not take what was sent before: try again".to_owned(),
+            );
+        } else if let Some(epoch) = &mut self.epoch {
+            epoch.close_segment();
+            if epoch.is_drained() && self.verifying.is_none() {
+                let writer = epoch.writer();
+                self.verifying = Some(Box::pin(async move { writer.look().await }));
+            }
+        } else if self.opening.is_none() {
+            let log = EpochLog {
+                store: self.context.store.clone(),
+                keys: self.context.keys.clone(),
+                machine: self.context.machine.clone(),
+                kind: LogKind::Stream,
+                base: Arc::new(Genesis),
+            };
+            let rules = self.context.rules;
+            self.opening = Some(Box::pin(async move { log.attach_with(rules).await?.open(Vec::new()).await }));
+        }
+    }
+
+    fn on_opened(&mut self, result: Result<LogWriter, StoreError>) {
+        match result {
+            Ok(writer) => {
+                let epoch = OpenEpoch::new(self.context.clone(), writer, self.results.0.clone());
+                let (_, head) = epoch.acked();
+                tracing::info!(machine = %self.context.machine, epoch = epoch.number(), head = %head.position, "stream opened");
+                self.epoch = Some(epoch);
+                self.context.shared.store_answered(None);
+                self.welcome(head);
+            }
+            Err(error) => self.store_failed("open the stream", &error),
+        }
+    }
+
+    fn on_verified(&mut self, result: Result<(), StoreError>) {
+        match (result, &self.epoch) {
+            (Ok(()), Some(epoch)) if epoch.is_drained() => {
+                let (_, head) = epoch.acked();
+                self.welcome(head);
+            }
+            (Ok(()), _) => {}
+            // Another server took the stream over and the agent came back here: the next step opens a new epoch.
+            (Err(error @ StoreError::Fenced { .. }), _) => self.epoch_over(&EpochOver::Store(error)),
+            (Err(error), _) => self.store_failed("look for other writers", &error),
+        }
+    }
+
+    fn store_failed(&mut self, doing: &str, error: &StoreError) {
+        let (reason, text) = (refusal_of(error), format!("cannot {doing}: {}", with_causes(error)));
+        match error {
+            StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::WrongKey { .. } => {
+                tracing::error!(machine = %self.context.machine, text, "the stream's log cannot be continued");
+            }
+            _ => tracing::warn!(machine = %self.context.machine, text, "agent must wait"),
+        }
+        crate::metrics::store_error("attach");
+        self.refuse(reason, text);
+    }
+
+    fn welcome(&mut self, head: LogHead) {
+        let Some(Attaching { hello, session, reply, .. }) = self.attaching.take() else { return };
+        let decision = admit(&head, &hello);
+        match &decision {
+            Ok(_) => {
+                tracing::info!(machine = %self.context.machine, address = session.address, head = %head.position, "agent welcome");
+                self.context.shared.update(|live| live.received_seq = head.position.seq.0);
+                self.session = Some(session);
+            }
+            Err(refused) => {
+                tracing::warn!(machine = %self.context.machine, address = session.address, reason = ?refused.reason,
+                    text = refused.text, "agent refused");
+            }
+        }
+        if reply.send(decision).is_err() {
+            self.session = None;
+        }
+    }
+
+    fn refuse(&mut self, reason: Refusal, text: String) {
+        if let Some(attaching) = self.attaching.take() {
+            let _ = attaching.reply.send(Err(Refused { reason, text }));
+        }
+    }
+
+    // The epoch.
+
+    fn on_result(&mut self, result: JobResult) {
+        let Some(epoch) = self.epoch.as_mut().filter(|epoch| epoch.number() == result.epoch) else { return };
+        match epoch.take(result.slot, result.done) {
+            Ok(stats) => self.context.shared.job_done(&stats),
+            Err(over) => self.epoch_over(&over),
+        }
+    }
+
+    fn on_epoch(&mut self, event: EpochEvent) {
+        let Some(epoch) = &mut self.epoch else { return };
+        match epoch.handle(event) {
+            Ok(acknowledged) => self.acknowledge(&acknowledged),
+            Err(over) => self.epoch_over(&over),
+        }
+    }
+
+    fn acknowledge(&self, acknowledged: &[Acknowledged]) {
+        let Some(last) = acknowledged.last() else { return };
+        for segment in acknowledged {
+            crate::metrics::stored(segment.arrived.elapsed());
+            self.context.shared.acknowledged(segment.object_bytes);
+        }
+        let credit = acknowledged.iter().map(|segment| segment.cost).sum();
+        if let Some(session) = &self.session {
+            session.in_flight.fetch_sub(credit, Ordering::AcqRel);
+            session.outbox.stored(Stored { seq: last.head.position.seq, digest: last.head.digest }, credit);
+        }
+        tracing::debug!(machine = %self.context.machine, slot = last.slot, seq = last.head.position.seq.0, "stored");
+    }
+
+    fn epoch_over(&mut self, over: &EpochOver) {
+        tracing::warn!(machine = %self.context.machine, error = %over, "epoch ended; nothing more of it is acknowledged");
+        if matches!(over, EpochOver::Store(StoreError::Fenced { .. })) {
+            crate::metrics::fenced();
+        }
+        self.epoch = None;
+        self.verifying = None;
+        self.end_session();
+    }
+
+    fn publish(&self) {
+        let (slot, acked) = self.epoch.as_ref().map(OpenEpoch::acked).unwrap_or_default();
+        let oldest = self.epoch.as_ref().and_then(|epoch| epoch.segments().oldest());
+        let oldest = oldest.or_else(|| self.pending.front().map(|batch| batch.arrived));
+        let session = self.session.as_deref();
+        self.context.shared.update(|live| {
+            if live.address.as_deref() != session.map(|session| session.address.as_str()) {
+                live.address = session.map(|session| session.address.clone());
+            }
+            live.epoch = self.epoch.as_ref().map(OpenEpoch::number);
+            if self.epoch.is_some() {
+                (live.slot, live.acked) = (slot, acked);
+            }
+            live.oldest = oldest;
+            live.segments = self.epoch.as_ref().map_or(0, |epoch| epoch.segments().len());
+            live.uploads = self.epoch.as_ref().map_or(0, OpenEpoch::uploads);
+            live.waiting = self.pending.len();
+            live.in_flight = session.map_or(0, |session| session.in_flight.load(Ordering::Acquire));
+        });
+    }
+}
+
+/// However the actor ends, its session writes what it still owes and closes, and nothing is shown as going on.
+impl Drop for Actor {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.outbox.close();
+        }
+        self.context.shared.update(|live| {
+            (live.address, live.epoch, live.oldest) = (None, None, None);
+            (live.segments, live.uploads, live.waiting, live.in_flight) = (0, 0, 0, 0);
+        });
+    }
+}
+
+fn refusal_of(error: &StoreError) -> Refusal {
+    match error {
+        StoreError::Fenced { .. } => Refusal::Busy,
+        _ => Refusal::StoreUnavailable,
+    }
+}
+
+/// The future's result, or nothing for ever while there is none.
+async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
