@@ -1,0 +1,257 @@
+//! Records that have a number and are not yet `stored`, in order.
+//!
+//! What must hold: the queue has no gaps (the record behind `freed` is at the front, each next one is one higher), each
+//! record keeps the digest after it so that any head the log claims can be checked, and a payload is kept, in memory or
+//! in the spool, until its record is freed. This file is pure; payloads are moved to the spool by `spooler`.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use format::wire::record_cost;
+use model::{Incarnation, LogHead, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
+
+use crate::spool::{Slot, SpoolSpace, slot_bytes};
+
+/// Memory a record takes besides its payload.
+const RECORD_OVERHEAD_BYTES: u64 = 256;
+
+/// Where a payload is.
+#[derive(Debug, Clone)]
+pub(crate) enum Payload {
+    /// In memory.
+    Memory(Bytes),
+    /// In the spool file.
+    Spooled(Slot),
+}
+
+#[derive(Debug)]
+struct Queued {
+    record: Record<Payload>,
+    digest: RecordDigest,
+    map_version_max: u64,
+}
+
+/// A record taken for sending; a spooled payload is still to be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing {
+    pub(crate) record: Record<Payload>,
+}
+
+/// The queue of one machine.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    records: VecDeque<Queued>,
+    incarnation: Incarnation,
+    /// Everything up to here was freed; the digest is kept so that a log that stands here can be checked.
+    freed: LogHead,
+    memory_bytes: u64,
+    memory_max: u64,
+    space: SpoolSpace,
+}
+
+fn payload_bytes(record: &Record<Payload>) -> u64 {
+    match &record.body {
+        RecordBody::Write { extent, .. } => extent.len(),
+        _ => 0,
+    }
+}
+
+impl Queue {
+    /// An empty queue behind `freed`.
+    pub(crate) fn new(incarnation: Incarnation, freed: LogHead, memory_max: u64, spool_max: u64) -> Self {
+        let space = SpoolSpace::new(spool_max);
+        Queue { records: VecDeque::new(), incarnation, freed, memory_bytes: 0, memory_max, space }
+    }
+
+    /// Whether a record with this payload fits into memory now.
+    pub(crate) fn has_room(&self, payload_bytes: u64) -> bool {
+        self.memory_bytes + payload_bytes + RECORD_OVERHEAD_BYTES <= self.memory_max
+    }
+
+    /// Bytes in memory and their bound.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        (self.memory_bytes, self.memory_max)
+    }
+
+    /// Bytes taken in the spool and their bound.
+    pub(crate) fn spool(&self) -> (u64, u64) {
+        (self.space.used(), self.space.max())
+    }
+
+    /// Bytes queued, wherever they are.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.memory_bytes + self.space.used()
+    }
+
+    /// Whether nothing waits to be stored.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Appends a record just numbered.
+    pub(crate) fn push(&mut self, record: Record<Payload>, digest: RecordDigest) {
+        debug_assert_eq!(record.seq, self.last_seq().next(), "numbers have no gaps");
+        self.memory_bytes += payload_bytes(&record) + RECORD_OVERHEAD_BYTES;
+        let before = self.records.back().map_or(self.freed.map_version, |queued| queued.map_version_max);
+        let map_version_max = before.max(record.map_version);
+        self.records.push_back(Queued { record, digest, map_version_max });
+    }
+
+    /// The last number queued (or freed, if none is).
+    pub(crate) fn last_seq(&self) -> Seq {
+        Seq(self.freed.position.seq.0 + self.records.len() as u64)
+    }
+
+    fn index(&self, seq: Seq) -> Option<usize> {
+        let behind = seq.0.checked_sub(self.freed.position.seq.0 + 1)?;
+        usize::try_from(behind).ok().filter(|index| *index < self.records.len())
+    }
+
+    /// The head a log has that ends with `seq`, if we still know.
+    pub(crate) fn head_at(&self, seq: Seq) -> Option<LogHead> {
+        if seq == self.freed.position.seq {
+            return Some(self.freed);
+        }
+        let queued = &self.records[self.index(seq)?];
+        let position = Position { incarnation: self.incarnation, seq };
+        let (digest, map_version, time) = (queued.digest, queued.map_version_max, queued.record.time);
+        Some(LogHead { position, digest, map_version, time })
+    }
+
+    /// Everything up to `seq` is stored and was checked to be ours: its payloads go.
+    pub(crate) fn free_to(&mut self, seq: Seq) {
+        let Some(head) = self.head_at(seq) else { return };
+        while self.freed.position.seq < seq
+            && let Some(queued) = self.records.pop_front()
+        {
+            self.forget(&queued.record);
+            self.freed.position.seq = queued.record.seq;
+        }
+        self.freed = head;
+    }
+
+    fn forget(&mut self, record: &Record<Payload>) {
+        self.memory_bytes -= RECORD_OVERHEAD_BYTES;
+        match &record.body {
+            RecordBody::Write { data: Payload::Memory(data), .. } => self.memory_bytes -= data.len() as u64,
+            RecordBody::Write { data: Payload::Spooled(slot), .. } => self.space.give_back(slot.extent),
+            _ => {}
+        }
+    }
+
+    /// The incarnation ended: nothing of it will be sent. The next one starts behind `freed`.
+    pub(crate) fn restart(&mut self, incarnation: Incarnation, freed: LogHead) {
+        for queued in std::mem::take(&mut self.records) {
+            self.forget(&queued.record);
+        }
+        self.incarnation = incarnation;
+        self.freed = freed;
+    }
+
+    /// Time of the oldest record that is not stored.
+    pub(crate) fn oldest_time(&self) -> Option<Timestamp> {
+        self.records.front().map(|queued| queued.record.time)
+    }
+
+    /// Records behind `sent`, about `batch_bytes` of them, within `credit`. One that alone is over the credit goes only
+    /// when the whole window is free (`window_free`): it could never go otherwise.
+    pub(crate) fn batch(&self, sent: Seq, batch_bytes: u64, credit: u64, window_free: bool) -> Vec<Outgoing> {
+        let Some(first) = self.index(sent.next()) else { return Vec::new() };
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        for queued in self.records.range(first..) {
+            let cost = payload_bytes(&queued.record) + COST_OF_NO_PAYLOAD;
+            let alone = taken.is_empty() && window_free;
+            if (bytes + cost > credit && !alone) || (bytes + cost > batch_bytes && !taken.is_empty()) {
+                break;
+            }
+            bytes += cost;
+            taken.push(Outgoing { record: queued.record.clone() });
+        }
+        taken
+    }
+
+    /// Payloads to move to the spool, about `batch_bytes` of them, with the run of the file they go to: the oldest that
+    /// are not about to be sent, then, if that is not enough, the oldest at all. Empty if the spool has no room.
+    pub(crate) fn take_for_spool(&mut self, sent: Seq, keep_bytes: u64, batch_bytes: u64) -> Option<SpoolBatch> {
+        let from = self.behind_send_window(sent, keep_bytes);
+        let (mut batch, mut file_bytes) = (Vec::new(), 0);
+        for index in (from..self.records.len()).chain(0..from) {
+            let record = &self.records[index].record;
+            let RecordBody::Write { data: Payload::Memory(data), .. } = &record.body else { continue };
+            let bytes = slot_bytes(data.len());
+            if !batch.is_empty() && file_bytes + bytes > batch_bytes {
+                break;
+            }
+            file_bytes += bytes;
+            batch.push((record.seq, data.clone()));
+        }
+        while let Some((_, last)) = batch.last() {
+            if let Some(run) = self.space.take(file_bytes) {
+                return Some(SpoolBatch { run, payloads: batch, incarnation: self.incarnation });
+            }
+            file_bytes -= slot_bytes(last.len());
+            batch.pop();
+        }
+        None
+    }
+
+    fn behind_send_window(&self, sent: Seq, keep_bytes: u64) -> usize {
+        let first = self.index(sent.next()).unwrap_or(self.records.len());
+        let mut bytes = 0;
+        let window = self.records.range(first..).take_while(|queued| {
+            bytes += payload_bytes(&queued.record);
+            bytes <= keep_bytes
+        });
+        first + window.count()
+    }
+
+    /// The batch lies in the file: its payloads leave memory, unless they were freed meanwhile.
+    pub(crate) fn spooled(&mut self, batch: &SpoolBatch) {
+        for (seq, slot) in batch.slots() {
+            let index = if batch.incarnation == self.incarnation { self.index(seq) } else { None };
+            match index.map(|index| &mut self.records[index].record.body) {
+                Some(RecordBody::Write { data: data @ Payload::Memory(_), .. }) => {
+                    *data = Payload::Spooled(slot);
+                    self.memory_bytes -= u64::from(slot.len);
+                }
+                _ => self.space.give_back(slot.extent),
+            }
+        }
+    }
+
+    /// The batch could not be written: its run is free again and its payloads stay in memory.
+    pub(crate) fn spool_failed(&mut self, batch: &SpoolBatch) {
+        self.space.give_back(batch.run);
+    }
+}
+
+/// What a record without payload takes of the credit window.
+const COST_OF_NO_PAYLOAD: u64 = 64;
+
+/// The credit a batch takes, by the protocol's own count.
+pub(crate) fn batch_cost(records: &[Record]) -> u64 {
+    records.iter().map(record_cost).sum()
+}
+
+/// Payloads on their way to the spool file.
+#[derive(Debug)]
+pub(crate) struct SpoolBatch {
+    pub(crate) run: model::Extent,
+    pub(crate) payloads: Vec<(Seq, Bytes)>,
+    incarnation: Incarnation,
+}
+
+impl SpoolBatch {
+    fn slots(&self) -> impl Iterator<Item = (Seq, Slot)> + '_ {
+        let mut at = self.run.offset();
+        self.payloads.iter().map(move |(seq, data)| {
+            let extent = model::Extent::new(at, slot_bytes(data.len())).expect("a part of an aligned run");
+            at = extent.end();
+            (*seq, Slot { extent, len: u32::try_from(data.len()).expect("a record is at most 33 MiB") })
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;
