@@ -1,0 +1,317 @@
+//! The command line: every command, flag and default, with the text of `--help`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 damage found. `--json` prints one object on standard output;
+//! everything meant for eyes only goes to standard error.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::{DiskName, MachineName, RecordDigest, Selector, Seq};
+use nbd::ListenAddress;
+
+/// Continuous disk replication and disaster recovery.
+#[derive(Debug, Parser)]
+#[command(name = "farshore", version, propagate_version = true, after_help = EXIT_HELP)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 damage found.\n\
+    Points, restore, serve, verify and dump need only the store and the vault key, with every role dead.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "FARSHORE_CONFIG", default_value = "farshore.toml")]
+    pub config: PathBuf,
+    /// Store to use instead of the configured one: file:PATH, az://…, s3://… or gs://…
+    #[arg(long, global = true, value_name = "URL")]
+    pub store: Option<String>,
+    /// File with the vault key or the recovery key, instead of the configured one; "-" reads standard input
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Print one JSON object on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Live through a disaster in a temporary directory and prove what was recovered
+    Demo(DemoArgs),
+    /// Make a new site: commented farshore.toml, vault key, CA, embedded store; print the recovery key
+    Init(InitArgs),
+    /// Check a copy of the recovery key
+    Key(KeyArgs),
+    /// Run all roles in one process
+    Up,
+    /// Run the agent of one machine
+    Agent(AgentArgs),
+    /// Run the process server
+    ProcessServer,
+    /// Run the applier
+    Applier,
+    /// Show how roles and machines stand; asks the running roles, else the store
+    Status,
+    /// List the recovery points and valid positions of a machine
+    Points(MachineArgs),
+    /// Make a named recovery point; returns once it is stored
+    Mark(MarkArgs),
+    /// Stop protecting a machine; with --purge, delete everything the store holds of it
+    Unprotect(UnprotectArgs),
+    /// Write a machine's disks, as they were at a position, to image files
+    Restore(RestoreArgs),
+    /// Export a disk, as it was at a position, over NBD at once, without copying it first
+    Serve(ServeArgs),
+    /// Re-read the store, recompute everything, and name what is damaged and which points it hits
+    Verify(VerifyArgs),
+    /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ)
+    Compare(CompareArgs),
+    /// Show what an object file of the store is and holds
+    Dump(DumpArgs),
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Work in this new or empty directory and keep it; without it a temporary one is used and removed
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// `init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Directory to make; it must not exist or be empty
+    pub dir: PathBuf,
+}
+
+/// `key`
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: KeyCommand,
+}
+
+/// `key …`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Read a copy of the recovery key from standard input (or --file) and prove that it opens the vault
+    Check(KeyCheckArgs),
+}
+
+/// `key check`
+#[derive(Debug, Args)]
+pub struct KeyCheckArgs {
+    /// File with the copy, instead of standard input
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// `agent`
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Which machine; may be left out when the configuration has one
+    pub machine: Option<MachineName>,
+}
+
+/// A machine.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// The machine
+    pub machine: MachineName,
+}
+
+/// `mark`
+#[derive(Debug, Args)]
+pub struct MarkArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// What to call the point; at most 200 bytes
+    #[arg(long)]
+    pub label: String,
+}
+
+/// `unprotect`
+#[derive(Debug, Args)]
+pub struct UnprotectArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// Delete all its objects in the store: its recovery points are lost for good
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// Format of image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Raw, sparse
+    Raw,
+    /// qcow2
+    Qcow2,
+    /// Fixed VHD
+    Vhd,
+}
+
+impl From<Format> for disk::ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => disk::ImageFormat::Raw,
+            Format::Qcow2 => disk::ImageFormat::Qcow2,
+            Format::Vhd => disk::ImageFormat::Vhd,
+        }
+    }
+}
+
+/// Help of every `--at`.
+const AT: &str = "Position: latest | latest-processed | id:POINT | time:RFC3339 | seq:N";
+
+/// `restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The machine
+    pub machine: MachineName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Selector,
+    /// Directory for the images, one file for each disk; it must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Format of the images
+    #[arg(long, value_enum)]
+    pub format: Format,
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// The disk
+    #[arg(long)]
+    pub disk: DiskName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Selector,
+    /// Where: unix:PATH or tcp:HOST:PORT; a TCP client is not asked who it is
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: ListenAddress,
+    /// New file for what clients write; without it a nameless temporary file takes it
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The machine
+    pub machine: MachineName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Option<Selector>,
+    /// What somebody outside the store saw of its end, as SEQ or SEQ:DIGEST (both are in `status` and in an earlier
+    /// `verify`): the witness against loss of the newest tail
+    #[arg(long, value_name = "H")]
+    pub head: Option<Head>,
+}
+
+/// A witnessed end of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The record that was stored.
+    pub seq: Seq,
+    /// The digest there, if it was noted.
+    pub digest: Option<RecordDigest>,
+}
+
+impl std::str::FromStr for Head {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || "write SEQ or SEQ:DIGEST, as `farshore status` or an earlier verify showed them".to_owned();
+        let (seq, digest) = text.split_once(':').map_or((text, None), |(seq, digest)| (seq, Some(digest)));
+        if seq.is_empty() || !seq.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        let digest = match digest {
+            None => None,
+            Some(hex) => Some(digest_of_hex(hex).ok_or_else(bad)?),
+        };
+        Ok(Head { seq: Seq(seq.parse().map_err(|_| bad())?), digest })
+    }
+}
+
+fn digest_of_hex(hex: &str) -> Option<RecordDigest> {
+    let mut digest = [0; 32];
+    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (i, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(RecordDigest(digest))
+}
+
+/// `compare`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// The disk
+    #[arg(long)]
+    pub disk: DiskName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Selector,
+    /// Raw file or block device to compare with
+    #[arg(long = "with", value_name = "DEVICE")]
+    pub with: PathBuf,
+    /// Hand the result to the machine's running agent, which drains what differs
+    #[arg(long)]
+    pub drain: bool,
+}
+
+/// `dump`
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// The file
+    pub file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn selectors_and_addresses_are_read_by_the_parser() {
+        let line = "farshore serve web --disk root --at seq:9 --listen unix:/tmp/x --json";
+        let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+        assert!(cli.global.json);
+        assert!(Cli::try_parse_from("farshore points ../etc".split(' ')).is_err());
+        assert!(Cli::try_parse_from("farshore verify web --at noon".split(' ')).is_err());
+    }
+
+    #[test]
+    fn a_witnessed_head_is_a_number_with_or_without_a_digest() {
+        let digest = RecordDigest([0xab; 32]);
+        assert_eq!("17".parse(), Ok(Head { seq: Seq(17), digest: None }));
+        assert_eq!(format!("17:{digest}").parse(), Ok(Head { seq: Seq(17), digest: Some(digest) }));
+        for bad in ["", "-1", "+1", ":", "17:", "17:ab", "x"] {
+            assert!(bad.parse::<Head>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The operator's commands, one file for each idea.
+//!
+//! `points`, `restore`, `serve`, `verify`, `compare` and `dump` stand on the store and the key alone; `status` and `mark`
+//! ask running roles.
+
+mod compare;
+mod dump;
+mod key;
+mod mark;
+mod point;
+mod points;
+mod restore;
+mod serve;
+mod status;
+mod unprotect;
+mod verify;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Exit;
+use crate::output::Output;
+use crate::{demo, init, roles};
+
+/// Runs one command to its end.
+pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let output = Output::new(cli.global.json);
+    let global = &cli.global;
+    match cli.command {
+        Command::Demo(args) => {
+            return demo::run(&args, output).await.map(|proved| if proved { Exit::Done } else { Exit::Failed });
+        }
+        Command::Init(args) => key::show_new_site(&init::init(&args.dir).await?, output),
+        Command::Key(args) => key::run(global, &args, output).await?,
+        Command::Up => roles::up(global).await?,
+        Command::Agent(args) => roles::agent(global, &args).await?,
+        Command::ProcessServer => roles::process_server(global).await?,
+        Command::Applier => roles::applier(global).await?,
+        Command::Status => status::run(global, output).await?,
+        Command::Points(args) => points::run(global, &args, output).await?,
+        Command::Mark(args) => mark::run(global, &args, output).await?,
+        Command::Unprotect(args) => unprotect::run(global, &args, output).await?,
+        Command::Restore(args) => restore::run(global, &args, output).await?,
+        Command::Serve(args) => serve::run(global, &args, output).await?,
+        Command::Verify(args) => return verify::run(global, &args, output).await,
+        Command::Compare(args) => return compare::run(global, &args, output).await,
+        Command::Dump(args) => return dump::run(global, &args, output),
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,54 @@
+//! A position of a machine, opened: what restore, serve and compare begin with.
+
+use std::sync::Arc;
+
+use applier::recover::{History, LoadOptions, PointReader, ProgressFn, Resolved};
+use model::{MachineName, Selector, Seq};
+use serde_json::{Value, json};
+use store::Store;
+
+use crate::cli::Global;
+use crate::context;
+use crate::output::Progress;
+
+/// Loads the history of a machine.
+pub async fn history(global: &Global, machine: &MachineName) -> anyhow::Result<History> {
+    let (store, keys) = context::recovery(global).await?;
+    load(&store, keys, machine).await
+}
+
+/// Loads it from a store already opened.
+pub async fn load(store: &Store, keys: Arc<format::keys::Keys>, machine: &MachineName) -> anyhow::Result<History> {
+    Ok(History::load(store, keys, machine, LoadOptions::default()).await?)
+}
+
+/// Opens the position a selector means.
+pub async fn open(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<PointReader> {
+    let history = history(global, machine).await?;
+    let resolved = history.resolve(at, processed(global, machine, at).await?)?;
+    Ok(history.open(&resolved)?)
+}
+
+/// Where the replica stands, for the one selector that asks: only there is a data directory needed.
+pub async fn processed(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<Option<Seq>> {
+    if *at != Selector::LatestProcessed {
+        return Ok(None);
+    }
+    let config = context::config(global)?;
+    Ok(applier::recover::processed(&config.site.data_dir, machine).await)
+}
+
+/// A position in JSON.
+pub fn position(at: &Resolved) -> Value {
+    json!({
+        "seq": at.position.seq.0,
+        "incarnation": at.position.incarnation.to_string(),
+        "time": at.time.to_string(),
+    })
+}
+
+/// A bar for the library to move.
+pub fn progress(what: &str) -> Option<ProgressFn> {
+    let bar = Progress::new(what);
+    Some(Arc::new(move |at: applier::recover::Progress| bar.set(at.done, at.total)))
+}

@@ -1,0 +1,59 @@
+//! `farshore serve`: a disk at a position as an NBD export, at once, until told to stop.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use applier::recover::OverlayExport;
+use nbd::{Server, ServerConfig};
+use serde_json::json;
+
+use super::point;
+use crate::cli::{Global, ServeArgs};
+use crate::output::{Output, bytes_text};
+use crate::roles::until_stopped;
+
+/// Requests in flight on one connection.
+const INFLIGHT_MAX: usize = 64;
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 32;
+
+/// Serves until SIGINT or SIGTERM.
+pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::Result<()> {
+    let stop = until_stopped()?;
+    let reader = point::open(global, &args.machine, &args.at).await?;
+    let disk = reader.disk(&args.disk)?;
+    let size = disk.size();
+    let export = OverlayExport::create(disk, args.overlay.as_deref()).await?;
+    let config = ServerConfig {
+        name: args.disk.to_string(),
+        listen: args.listen.clone(),
+        tls: None,
+        inflight_max: INFLIGHT_MAX,
+        connections_max: CONNECTIONS_MAX,
+    };
+    let server =
+        Server::start(config, Arc::new(export)).await.with_context(|| format!("cannot serve on {}", args.listen))?;
+    let object = json!({
+        "machine": args.machine,
+        "disk": args.disk,
+        "position": point::position(reader.at()),
+        "address": server.address().to_string(),
+        "size": size,
+    });
+    output.print(&object, || {
+        let at = reader.at();
+        format!(
+            "Serving disk {} of {} as of seq:{} ({}), {}, on {} as export {:?}. Stop with Ctrl-C.",
+            args.disk,
+            args.machine,
+            at.position.seq,
+            at.time,
+            bytes_text(size),
+            server.address(),
+            args.disk.as_str(),
+        )
+    });
+    stop.await;
+    server.stop().await;
+    Ok(())
+}

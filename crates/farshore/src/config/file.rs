@@ -1,0 +1,154 @@
+//! The configuration as written: one struct for each table, every default visible, unknown keys refused.
+//!
+//! Nothing here is checked beyond its type; [`super::Config`] is what the process runs on.
+
+use model::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// The whole file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// `[site]`
+    pub site: SiteTable,
+    /// `[store]`
+    pub store: StoreTable,
+    /// `[process_server]`
+    #[serde(default)]
+    pub process_server: ProcessServerTable,
+    /// `[policy]`
+    #[serde(default)]
+    pub policy: PolicyTable,
+    /// `[[machine]]`
+    #[serde(default)]
+    pub machine: Vec<MachineTable>,
+}
+
+/// `[site]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteTable {
+    /// Name of this site.
+    pub name: String,
+    /// State of the roles on this host.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: String,
+    /// File with the vault key.
+    #[serde(default = "default_vault_key")]
+    pub vault_key: String,
+    /// Directory of the certificate authority and the certificates.
+    #[serde(default = "default_ca")]
+    pub ca: String,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreTable {
+    /// URL of the cache store.
+    pub cache: String,
+    /// URL of the vault store.
+    pub vault: Option<String>,
+}
+
+/// `[process_server]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessServerTable {
+    /// host:port to accept agents on.
+    pub listen: String,
+    /// `tls`, `quic` or `auto`.
+    pub transport: String,
+    /// Segment size.
+    pub segment_bytes: ByteSize,
+    /// Segment age.
+    pub segment_age: String,
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyTable {
+    /// Interval of crash-consistent points.
+    pub crash_every: String,
+    /// Recovery point objective.
+    pub rpo_target: String,
+}
+
+/// `[[machine]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineTable {
+    /// Name.
+    pub name: String,
+    /// Where to send.
+    pub process_server: Option<OneOrMany>,
+    /// Memory for payload.
+    #[serde(default = "default_queue_bytes")]
+    pub queue_bytes: ByteSize,
+    /// File for payload.
+    #[serde(default = "default_spool_bytes")]
+    pub spool_bytes: ByteSize,
+    /// `[[machine.disk]]`
+    #[serde(default)]
+    pub disk: Vec<DiskTable>,
+}
+
+/// `[[machine.disk]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskTable {
+    /// Name.
+    pub name: String,
+    /// Raw file or block device.
+    pub source: String,
+    /// Address of the NBD export.
+    pub listen: Option<String>,
+}
+
+/// One address or a list of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged, expecting = "write one address such as \"10.0.0.5:9443\", or a list of them")]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several, tried in turn.
+    Many(Vec<String>),
+}
+
+impl Default for ProcessServerTable {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:9443".into(),
+            transport: "tls".into(),
+            segment_bytes: ByteSize(8 << 20),
+            segment_age: "1s".into(),
+        }
+    }
+}
+
+impl Default for PolicyTable {
+    fn default() -> Self {
+        Self { crash_every: "60s".into(), rpo_target: "30s".into() }
+    }
+}
+
+fn default_data_dir() -> String {
+    "data".into()
+}
+
+fn default_vault_key() -> String {
+    "vault.key".into()
+}
+
+fn default_ca() -> String {
+    "pki".into()
+}
+
+fn default_queue_bytes() -> ByteSize {
+    ByteSize(64 << 20)
+}
+
+fn default_spool_bytes() -> ByteSize {
+    ByteSize(1 << 30)
+}

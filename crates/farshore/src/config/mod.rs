@@ -1,0 +1,203 @@
+//! The configuration a process runs on: read from one TOML file, checked as a whole before anything starts.
+//!
+//! What passes here is usable: names cannot leave a directory, no two machines or disks share a name or an identity,
+//! every number is within its range, every path is absolute. Every refusal is one line that names file and key and says
+//! what to write instead. Nothing is created or changed by reading.
+
+mod check;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::{DiskName, MachineName};
+use nbd::ListenAddress;
+
+use check::{Checker, syntax_line};
+
+pub use check::store_url;
+pub use file::{
+    ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable, StoreTable,
+};
+
+/// What `init` writes; `{site}` stands for the site's name.
+pub const TEMPLATE: &str = include_str!("template.toml");
+
+/// Bytes of a segment: small enough to upload in parallel, large enough to pay for its PUT.
+pub const SEGMENT_BYTES: RangeInclusive<u64> = 256 << 10..=64 << 20;
+/// Age at which a segment is sealed.
+pub const SEGMENT_AGE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
+/// Interval of crash points and the RPO target.
+pub const POLICY_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+/// Payload bytes an agent holds in memory.
+pub const QUEUE_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 30;
+/// Payload bytes an agent spills to a file; 0 for none.
+pub const SPOOL_BYTES: RangeInclusive<u64> = 0..=16 << 40;
+/// Machines in one file.
+pub const MACHINES_MAX: usize = 1024;
+/// Disks of one machine.
+pub const DISKS_MAX: usize = 64;
+/// Process servers one agent may try.
+pub const PROCESS_SERVERS_MAX: usize = 16;
+/// Bytes of a configuration file.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+/// Longest path of a Unix socket (`sun_path` less its final zero).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The configuration cannot be used; the text says where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {}: give --config FILE or set FARSHORE_CONFIG, or make one with `farshore init DIR`", file.display())]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML of the right shape.
+    #[error("{}: {why}", file.display())]
+    Syntax {
+        /// Which file.
+        file: PathBuf,
+        /// Line, key and what is wrong.
+        why: String,
+    },
+    /// A value is refused.
+    #[error("{}: {key}: {why}", file.display())]
+    Value {
+        /// Which file.
+        file: PathBuf,
+        /// Which key, as `table.key`.
+        key: String,
+        /// What is wrong and what to write.
+        why: String,
+    },
+}
+
+/// Everything, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// The site.
+    pub site: Site,
+    /// URL of the one store.
+    pub store: String,
+    /// The process server.
+    pub process_server: ProcessServer,
+    /// Policy.
+    pub policy: Policy,
+    /// Machines, in the order written.
+    pub machines: Vec<Machine>,
+}
+
+/// `[site]`, checked.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Name.
+    pub name: MachineName,
+    /// State of the roles.
+    pub data_dir: PathBuf,
+    /// Vault key file.
+    pub vault_key: PathBuf,
+    /// Certificate directory.
+    pub ca: PathBuf,
+}
+
+/// Which carriers to offer and to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TLS 1.3 over TCP.
+    Tls,
+    /// QUIC.
+    Quic,
+    /// The server takes both; an agent tries TLS, and QUIC when TLS cannot reach the server.
+    Auto,
+}
+
+/// `[process_server]`, checked.
+#[derive(Debug, Clone)]
+pub struct ProcessServer {
+    /// host:port.
+    pub listen: String,
+    /// Carriers.
+    pub transport: Transport,
+    /// Bytes.
+    pub segment_bytes: u64,
+    /// Age.
+    pub segment_age: Duration,
+}
+
+/// `[policy]`, checked.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Interval of crash points.
+    pub crash_every: Duration,
+    /// Recovery point objective.
+    pub rpo_target: Duration,
+}
+
+/// `[[machine]]`, checked.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Name.
+    pub name: MachineName,
+    /// Process servers, in the order to try.
+    pub process_servers: Vec<String>,
+    /// Bytes.
+    pub queue_bytes: u64,
+    /// Bytes.
+    pub spool_bytes: u64,
+    /// Disks, in the order written.
+    pub disks: Vec<Disk>,
+}
+
+/// `[[machine.disk]]`, checked.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Name.
+    pub name: DiskName,
+    /// Raw file or block device.
+    pub source: PathBuf,
+    /// Address of its NBD export.
+    pub listen: ListenAddress,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { file: path.to_owned(), source };
+        let absolute = std::path::absolute(path).map_err(read)?;
+        let size = std::fs::metadata(&absolute).map_err(read)?.len();
+        if size > FILE_BYTES_MAX {
+            let why = format!("the file has {size} bytes; no configuration needs more than {FILE_BYTES_MAX}");
+            return Err(ConfigError::Syntax { file: path.to_owned(), why });
+        }
+        let text = std::fs::read_to_string(&absolute).map_err(read)?;
+        Self::parse(&absolute, &text)
+    }
+
+    /// Checks the text of a file that lies (or would lie) at `path`, which must be absolute.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let file: ConfigFile = toml::from_str(text).map_err(|e| ConfigError::Syntax {
+            file: path.to_owned(),
+            why: syntax_line(text, e.span().map(|s| s.start), e.message()),
+        })?;
+        Checker { path, base: path.parent().unwrap_or(Path::new("/")) }.config(file)
+    }
+
+    /// The machine of that name.
+    pub fn machine(&self, name: &MachineName) -> Option<&Machine> {
+        self.machines.iter().find(|m| m.name == *name)
+    }
+
+    /// Directory of the control and NBD sockets.
+    pub fn run_dir(&self) -> PathBuf {
+        self.site.data_dir.join("run")
+    }
+}

@@ -1,0 +1,7 @@
+//! The `farshore` binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    farshore::main()
+}

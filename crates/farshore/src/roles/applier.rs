@@ -1,0 +1,56 @@
+//! The applier's process and its control socket.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use applier::{Applier, ApplierConfig, SystemClock};
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::cli::Global;
+use crate::config::Config;
+use crate::control::{ControlServer, Role, RoleLock, Socket};
+use crate::{context, views};
+
+/// How often the log is asked for more.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A running applier.
+pub struct ApplierRole {
+    applier: Arc<Applier>,
+    _control: ControlServer,
+}
+
+impl ApplierRole {
+    /// Starts following every configured machine.
+    pub async fn start(global: &Global, config: &Config) -> anyhow::Result<Self> {
+        let lock = RoleLock::take(config, Socket::Applier)?;
+        let (store, keys) = context::role(global, config).await?;
+        let settings = ApplierConfig {
+            data_dir: config.site.data_dir.clone(),
+            crash_every: config.policy.crash_every,
+            poll: POLL,
+            replica: true,
+        };
+        let machines = config.machines.iter().map(|m| m.name.clone()).collect();
+        let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await?;
+        let control = lock.serve(Arc::new(ApplierSocket { applier: applier.clone() }))?;
+        Ok(Self { applier, _control: control })
+    }
+
+    /// Stops at the next safe moment.
+    pub async fn stop(self) {
+        self.applier.stop().await;
+    }
+}
+
+struct ApplierSocket {
+    applier: Arc<Applier>,
+}
+
+#[async_trait]
+impl Role for ApplierSocket {
+    fn status(&self) -> Value {
+        views::applier(&self.applier.status())
+    }
+}

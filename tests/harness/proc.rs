@@ -1,0 +1,78 @@
+//! Child processes that are really killed, paused and stopped, and whose output is kept for the report of a failure.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running child. Killed when dropped.
+pub struct Proc {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Proc {
+    /// Starts `command` with its output in `log`.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Proc {
+        let out = File::options().create(true).append(true).open(log).expect("log file opens");
+        let err = out.try_clone().expect("log file handle clones");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
+        Proc { child, name: name.to_owned(), log: log.to_owned() }
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().expect("child can be killed");
+        self.child.wait().expect("killed child can be waited for");
+    }
+
+    /// Sends a signal by name (`TERM`, `STOP`, `CONT`).
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -{signal} {} works", self.name);
+    }
+
+    /// Asks it to stop, and waits.
+    pub fn stop(mut self, patience: Duration) -> ExitStatus {
+        self.signal("TERM");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("child can be waited for") {
+                return status;
+            }
+            assert!(start.elapsed() < patience, "{} did not stop within {patience:?}:\n{}", self.name, self.tail());
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether it still runs; says how it ended otherwise.
+    pub fn running(&mut self) -> Result<(), String> {
+        match self.child.try_wait().expect("child can be waited for") {
+            None => Ok(()),
+            Some(status) => Err(format!("{} ended by itself: {status}\n{}", self.name, self.tail())),
+        }
+    }
+
+    /// The end of its output.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- end of the output of {}:\n{}", self.name, self.tail());
+        }
+        let _gone_already = self.child.kill();
+        let _gone_already = self.child.wait();
+    }
+}

@@ -1,0 +1,67 @@
+//! Every chore of the repository, as `cargo xtask <chore>`.
+//!
+//! `check` is the inner loop; `test` is everything and is what continuous integration runs. A chore that needs a tool
+//! installs it by name or fails: nothing is skipped.
+
+mod checks;
+mod command;
+mod fuzz;
+mod table;
+mod tidy;
+mod tools;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The repository's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Check what the compiler does not: tiers, headers, holes, paths, documents in step. Reports large files.
+    Tidy,
+    /// The inner loop: tidy, fmt, clippy with warnings denied, unit tests.
+    Check,
+    /// Everything: installs what it needs, runs all tests with real programs, and the demo. Prints a time table.
+    Test,
+    /// Licences, banned crates and sources; with --advisories the advisory database too (fetched from its home).
+    Deny {
+        /// Also check security advisories; needs to reach the advisory database.
+        #[arg(long)]
+        advisories: bool,
+    },
+    /// Fuzz one target, or every target in turn.
+    Fuzz {
+        /// Target; all when absent.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Kill, restart and check, over and over, with fresh seeds.
+    Soak {
+        /// Rounds of each role.
+        #[arg(long, default_value_t = 500)]
+        rounds: u32,
+        /// First seed; the time of day when absent.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+}
+
+fn main() -> Result<()> {
+    std::env::set_current_dir(command::root())?;
+    match Cli::parse().chore {
+        Chore::Tidy => tidy::run(),
+        Chore::Check => checks::check(),
+        Chore::Test => checks::test(),
+        Chore::Deny { advisories } => checks::deny(advisories),
+        Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Chore::Soak { rounds, seed } => checks::soak(rounds, seed),
+    }
+}

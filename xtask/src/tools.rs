@@ -1,0 +1,129 @@
+//! What the tests need beside Rust and a C compiler, installed by name: Debian packages, npm and PyPI packages, cargo tools.
+//!
+//! Without root or sudo the line to run is printed and the exit code is 2. Everything that is not a system package goes
+//! below `target/tools`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::command::{on_path, output, run};
+
+/// (program, Debian package).
+const DEBIAN: [(&str, &str); 14] = [
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdfuse", "nbdfuse"),
+    ("fusermount3", "fuse3"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("fio", "fio"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("fsck.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("sqlite3", "sqlite3"),
+    ("losetup", "mount"),
+    ("npm", "npm"),
+    ("python3", "python3"),
+];
+
+/// The Azure Blob emulator, from npm.
+const AZURITE: &str = "azurite@3.35.0";
+
+/// An S3 server, from PyPI.
+const MOTO: &str = "moto[server]==5.2.5";
+
+/// cargo-deny, from crates.io.
+const CARGO_DENY: &str = "0.20.2";
+
+/// cargo-fuzz, from crates.io.
+const CARGO_FUZZ: &str = "0.13.2";
+
+/// Where tools of our own are put.
+fn tools_dir() -> PathBuf {
+    crate::command::root().join("target").join("tools")
+}
+
+/// Installs missing Debian packages.
+pub fn debian() -> Result<()> {
+    let mut packages: Vec<&str> = DEBIAN.iter().filter(|(program, _)| !found(program)).map(|(_, p)| *p).collect();
+    if !python_has_venv() {
+        packages.push("python3-venv");
+    }
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let sudo = output("id", &["-u"])?.trim() != "0";
+    if sudo && !(on_path("sudo") && run("sudo", &["-n", "true"]).is_ok()) {
+        eprintln!("the tests need root once, to install packages; run: apt-get install {}", packages.join(" "));
+        std::process::exit(2);
+    }
+    let apt = |args: &[&str]| {
+        let full: Vec<&str> = if sudo {
+            ["sudo", "apt-get"].iter().chain(args).copied().collect()
+        } else {
+            [&["apt-get"], args].concat()
+        };
+        run(full[0], &full[1..])
+    };
+    apt(&["-q", "update"])?;
+    let mut install = vec!["-q", "install", "-y", "--no-install-recommends"];
+    install.extend(&packages);
+    apt(&install)?;
+    match DEBIAN.iter().find(|(program, _)| !found(program)) {
+        Some((program, package)) => bail!("{program} is still missing after installing {package}"),
+        None => Ok(()),
+    }
+}
+
+/// Programs for administrators may lie outside an ordinary user's path.
+fn found(program: &str) -> bool {
+    on_path(program) || ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).is_file())
+}
+
+fn python_has_venv() -> bool {
+    on_path("python3") && output("python3", &["-c", "import ensurepip, venv"]).is_ok()
+}
+
+/// Installs Azurite; returns the program.
+pub fn azurite() -> Result<PathBuf> {
+    let dir = tools_dir().join("azurite");
+    let program = dir.join("node_modules/.bin/azurite-blob");
+    if !program.exists() {
+        std::fs::create_dir_all(&dir)?;
+        let dir = dir.to_string_lossy();
+        run("npm", &["install", "--no-fund", "--no-audit", "--loglevel=error", "--prefix", &dir, AZURITE])?;
+    }
+    Ok(program)
+}
+
+/// Installs moto's S3 server; returns the program.
+pub fn moto() -> Result<PathBuf> {
+    let dir = tools_dir().join("moto");
+    let program = dir.join("bin/moto_server");
+    if !program.exists() {
+        run("python3", &["-m", "venv", &dir.to_string_lossy()])?;
+        run(&dir.join("bin/pip").to_string_lossy(), &["install", "--quiet", "--disable-pip-version-check", MOTO])?;
+    }
+    Ok(program)
+}
+
+/// Installs cargo-deny.
+pub fn cargo_deny() -> Result<()> {
+    cargo_tool("cargo-deny", CARGO_DENY, &["--no-default-features"])
+}
+
+/// Installs cargo-fuzz.
+pub fn cargo_fuzz() -> Result<()> {
+    cargo_tool("cargo-fuzz", CARGO_FUZZ, &[])
+}
+
+fn cargo_tool(name: &str, version: &str, more: &[&str]) -> Result<()> {
+    if on_path(name) {
+        return Ok(());
+    }
+    let mut args = vec!["install", "--quiet", "--locked", "--version", version, name];
+    args.extend(more);
+    run("cargo", &args)
+}
