@@ -8,7 +8,7 @@ use crate::config::Config;
 /// Any bytes as a configuration file.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let path = Path::new("/fuzz/farshore.toml");
+    let path = Path::new("/tmp/farshore.toml");
     match Config::parse(path, text) {
         Ok(config) => {
             for machine in &config.machines {
