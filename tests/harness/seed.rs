@@ -21,6 +21,11 @@ impl Seed {
         z ^ (z >> 31)
     }
 
+    /// A generator of its own, drawn from this one.
+    pub fn fork(&mut self) -> Self {
+        Seed(self.next())
+    }
+
     /// Below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
