@@ -1,0 +1,178 @@
+//! The role: one follower and one replica keeper for each machine, started and stopped together.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use format::keys::Keys;
+use format::manifest::Promoted;
+use model::{Event, EventKind, MachineName, Seq, Severity};
+use store::Store;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::recover::Validity;
+use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
+use crate::{ApplierError, Clock, follow, replica};
+
+/// Settings of an applier.
+#[derive(Debug, Clone)]
+pub struct ApplierConfig {
+    /// Where replica disks are kept.
+    pub data_dir: PathBuf,
+    /// Time between crash points.
+    pub crash_every: Duration,
+    /// How often the log is asked for more; 200 ms is a good choice.
+    pub poll: Duration,
+    /// Whether replica disks are kept.
+    pub replica: bool,
+}
+
+/// What the follower of a machine has committed: the replica may go there.
+#[derive(Default)]
+pub(crate) struct Committed {
+    /// Promoted segments in order.
+    pub segments: Vec<Promoted>,
+    /// Valid positions among their records.
+    pub validity: Validity,
+}
+
+/// What the tasks of one machine share.
+pub(crate) struct Shared {
+    pub config: ApplierConfig,
+    pub store: Store,
+    pub keys: Arc<Keys>,
+    pub machine: MachineName,
+    pub clock: Arc<dyn Clock>,
+    pub stop: CancellationToken,
+    /// Told at every commit.
+    pub moved: Notify,
+    committed: Mutex<Arc<Committed>>,
+    status: Mutex<MachineStatus>,
+}
+
+impl Shared {
+    /// What is committed now.
+    pub fn committed(&self) -> Arc<Committed> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Publishes what is committed.
+    pub fn commit(&self, committed: Committed) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(committed);
+        self.moved.notify_one();
+    }
+
+    /// Changes the status.
+    pub fn with_status<T>(&self, change: impl FnOnce(&mut MachineStatus) -> T) -> T {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the replica's status.
+    pub fn with_replica(&self, change: impl FnOnce(&mut ReplicaStatus)) {
+        self.with_status(|status| status.replica.as_mut().map(change));
+    }
+
+    /// Reports an event, in the log output too.
+    pub fn event(&self, severity: Severity, kind: EventKind, message: String) {
+        match severity {
+            Severity::Info => tracing::info!(machine = %self.machine, %kind, "{message}"),
+            Severity::Warning => tracing::warn!(machine = %self.machine, %kind, "{message}"),
+            Severity::Critical => tracing::error!(machine = %self.machine, %kind, "{message}"),
+        }
+        let time = self.clock.now();
+        self.with_status(|status| status.event(time, severity, kind, message));
+    }
+
+    /// Waits, unless stopped. Whether to go on.
+    pub async fn pause(&self, duration: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = tokio::time::sleep(duration) => true,
+        }
+    }
+}
+
+/// A running applier. Dropping it lets every machine's work end at its next safe moment; [`Applier::stop`] waits for that.
+pub struct Applier {
+    machines: Vec<Arc<Shared>>,
+    stop: CancellationToken,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Applier {
+    /// Starts following the machines. What fails for one machine later is in its status and tried again.
+    /// Errors: the store holds no vault, or another one than the keys open.
+    pub async fn start(
+        config: ApplierConfig,
+        store: Store,
+        keys: Arc<Keys>,
+        machines: Vec<MachineName>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, ApplierError> {
+        store::open_vault(&store, &keys).await?;
+        let stop = CancellationToken::new();
+        let shared = machines.into_iter().map(|machine| {
+            Arc::new(Shared {
+                status: Mutex::new(MachineStatus::new(machine.clone(), config.replica)),
+                config: config.clone(),
+                store: store.clone(),
+                keys: keys.clone(),
+                machine,
+                clock: clock.clone(),
+                stop: stop.clone(),
+                moved: Notify::new(),
+                committed: Mutex::default(),
+            })
+        });
+        let machines: Vec<_> = shared.collect();
+        let mut tasks = JoinSet::new();
+        for shared in &machines {
+            tasks.spawn(follow::run(shared.clone()));
+            if config.replica {
+                tasks.spawn(replica::run(shared.clone()));
+            }
+        }
+        Ok(Arc::new(Self { machines, stop, tasks: tokio::sync::Mutex::new(tasks) }))
+    }
+
+    /// How far everything is.
+    pub fn status(&self) -> ApplierStatus {
+        let machines = self.machines.iter().map(|shared| shared.with_status(|status| status.clone()));
+        ApplierStatus { machines: machines.collect() }
+    }
+
+    /// The newest events of a machine, oldest first.
+    pub fn events(&self, machine: &MachineName) -> Vec<Event> {
+        let found = self.machines.iter().find(|shared| shared.machine == *machine);
+        found.map(|shared| shared.with_status(|status| status.events.iter().cloned().collect())).unwrap_or_default()
+    }
+
+    /// Where the replica of a machine stands; none when it has none or has not begun.
+    pub fn processed(&self, machine: &MachineName) -> Option<Seq> {
+        let shared = self.machines.iter().find(|shared| shared.machine == *machine)?;
+        let replica = shared.with_status(|status| status.replica.clone())?;
+        Some(replica.seq).filter(|seq| *seq > Seq::ZERO)
+    }
+
+    /// Stops at the next safe moment and waits for it.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let mut tasks = self.tasks.lock().await;
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "task of the applier failed");
+            }
+        }
+    }
+}
+
+impl Drop for Applier {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        // Aborted in mid-write, a task would leave writes in flight that nobody waits for.
+        self.tasks.get_mut().detach_all();
+    }
+}

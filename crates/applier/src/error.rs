@@ -1,0 +1,110 @@
+//! What can go wrong while following a log, keeping replicas and taking a machine's protection away.
+
+use std::path::PathBuf;
+
+use format::FormatError;
+use model::{MachineName, Seq};
+use store::StoreError;
+
+use crate::recover::RecoverError;
+
+/// The applier could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplierError {
+    /// The store failed, is damaged, or fenced us.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Reading the history failed.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// A file of ours could not be used.
+    #[error("cannot {operation} {path}: {source}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process keeps the replica in this directory.
+    #[error("{path} is in use by another applier: stop it, or give this one its own data_dir")]
+    ReplicaInUse {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The replica stands where the log has nothing, or something else.
+    #[error(
+        "replica {path} stands at seq {seq}, which is not in this log: the store lost its tail, or the replica is of \
+         another store; it is left as it is (move it away to have it built anew)"
+    )]
+    ReplicaForeign {
+        /// Its directory.
+        path: PathBuf,
+        /// Where it stands.
+        seq: Seq,
+    },
+    /// The process is stopping.
+    #[error("stopped half-way: the next start goes on")]
+    Stopped,
+    /// The whole manifest no longer fits in one object.
+    #[error("the manifest of {machine} has {bytes} bytes, more than one object holds: it can grow no further")]
+    ManifestTooLarge {
+        /// Whose.
+        machine: MachineName,
+        /// Its size.
+        bytes: usize,
+    },
+    /// What the manifest says and what the stream holds do not agree.
+    #[error("object {path} is not the one the manifest promoted: run verify")]
+    Diverged {
+        /// The object.
+        path: String,
+    },
+    /// Segments of other machines rest on segments of the one to be purged.
+    #[error("{machine} cannot be purged: segments of {by} refer to data in its stream; purge {by} first")]
+    Referenced {
+        /// The one to be purged.
+        machine: MachineName,
+        /// The one that needs it.
+        by: MachineName,
+    },
+    /// Another machine's stream cannot be read to its end just now.
+    #[error(
+        "the newest epoch of {machine} is not opened yet, so it is not known whether it refers to this machine's data: \
+         wait for its process server, or run `farshore points {machine}` to settle it, then try again"
+    )]
+    Undecided {
+        /// Whose stream.
+        machine: MachineName,
+    },
+    /// Objects keep appearing while they are deleted.
+    #[error("objects of {machine} keep appearing while they are deleted: stop its agent, then purge again")]
+    StillWritten {
+        /// Whose.
+        machine: MachineName,
+    },
+}
+
+impl ApplierError {
+    /// Whether a newer owner has taken over: this one must stop.
+    pub fn fenced(&self) -> bool {
+        matches!(self, ApplierError::Store(StoreError::Fenced { .. }))
+    }
+
+    /// 3 when damage was found, 2 for wrong usage or configuration, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
+            ApplierError::Recover(error) => error.exit_code(),
+            ApplierError::Diverged { .. } => 3,
+            _ => 1,
+        }
+    }
+
+    /// An object at `path` was refused.
+    pub(crate) fn damaged(path: String, source: FormatError) -> Self {
+        ApplierError::Store(StoreError::Damaged { path, source })
+    }
+}

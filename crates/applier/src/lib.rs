@@ -1,0 +1,35 @@
+//! The applier: follows the log, makes recovery points, keeps replica disks, and opens any position for recovery.
+//!
+//! ```text
+//!   stream (segments) ──► follow ──► manifest log (promoted segments, recovery points)
+//!                            │
+//!                            └─ committed ─► replica: intent → apply → fsync → at
+//!
+//!   stream + manifest log ──► recover: history → point → restore, serve, verify, compare
+//! ```
+//! The log is the truth and disks are views of it: nothing here is needed to recover but the store and the vault key.
+//! A replica disk is touched only after everything up to the position it goes to is promoted and the manifest that says
+//! so is acknowledged. If the process dies at any moment, the next start finds either the old position or an intent
+//! that is applied again to the same end.
+
+mod applier;
+mod clock;
+mod error;
+mod follow;
+mod manifest;
+mod points;
+pub mod recover;
+mod replica;
+mod segments;
+mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod unprotect;
+
+pub use applier::{Applier, ApplierConfig};
+pub use clock::{Clock, SystemClock};
+pub use error::ApplierError;
+pub use status::{ApplierStatus, MachineStatus, ReplicaStatus};
+pub use unprotect::{UnprotectReport, unprotect};

@@ -1,0 +1,40 @@
+//! Recovery: any valid position of a machine's stream, opened from the store and the vault key alone.
+//!
+//! [`History`] walks the stream once and keeps its record tables in memory (bounded by a named limit: a later format
+//! gives maps that make this unnecessary). A selector resolves to a position, and a position opens as a [`PointReader`]
+//! whose disks are read on demand. Restore, serve, verify and compare all stand on that.
+
+mod compare;
+mod error;
+mod frames;
+mod history;
+mod image;
+mod map;
+mod overlay;
+mod point;
+mod progress;
+mod restore;
+mod selection;
+mod state;
+mod validity;
+mod verify;
+mod walk;
+
+pub use compare::{CompareReport, compare};
+pub use error::{ErrorKind, RecoverError};
+pub use history::{History, LoadOptions};
+pub use overlay::OverlayExport;
+pub use point::{PointDisk, PointDiskInfo, PointReader};
+pub use progress::{Progress, ProgressFn, Stage};
+pub use restore::{RestoreReport, RestoredDisk, restore};
+pub use selection::{PointView, PointsView, Resolved, ValidRange};
+pub use verify::{AtReport, Damage, SeqRange, VerifyReport, Witness, verify};
+
+pub use crate::replica::processed;
+
+pub(crate) use frames::{Frames, Layout, ObjectPlace};
+pub(crate) use history::{stream_log, unknown};
+pub(crate) use map::Source;
+pub(crate) use point::read_run;
+pub(crate) use state::Disks;
+pub(crate) use validity::Validity;

@@ -1,0 +1,155 @@
+//! Which positions of a stream are points. Pure: fed with records in order, it knows the valid ranges so far.
+//!
+//! A stream begins invalid (its first drain is the initial replication). A drain end is valid, and so is every position
+//! after it, until a drain begins: from then on every position after the drain's `lost_after` is invalid, also those that
+//! had seemed valid, up to but without the next drain end. Positions at or before `lost_after` stay as they were.
+
+use model::{RecordBody, Seq};
+
+/// A closed run of valid positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SeqRun {
+    /// First.
+    pub from: Seq,
+    /// Last.
+    pub to: Seq,
+}
+
+/// The valid positions of a stream so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Validity {
+    runs: Vec<SeqRun>,
+    draining: bool,
+}
+
+impl Default for Validity {
+    fn default() -> Self {
+        Self { runs: Vec::new(), draining: true }
+    }
+}
+
+impl Validity {
+    /// Takes the next record in.
+    pub fn push<D>(&mut self, seq: Seq, body: &RecordBody<D>) {
+        match body {
+            RecordBody::DrainBegin { lost_after, .. } => {
+                self.retract(*lost_after);
+                self.draining = true;
+            }
+            RecordBody::DrainEnd(_) if self.draining => {
+                self.draining = false;
+                self.runs.push(SeqRun { from: seq, to: seq });
+            }
+            _ if self.draining => {}
+            _ => self.runs.last_mut().expect("a stream that does not drain has an open run").to = seq,
+        }
+    }
+
+    fn retract(&mut self, last_good: Seq) {
+        while self.runs.last().is_some_and(|run| run.from > last_good) {
+            self.runs.pop();
+        }
+        if let Some(run) = self.runs.last_mut() {
+            run.to = run.to.min(last_good);
+        }
+    }
+
+    /// Whether the end lies inside a drain.
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
+    /// All valid runs in order.
+    pub fn runs(&self) -> &[SeqRun] {
+        &self.runs
+    }
+
+    /// Whether the position is a point.
+    pub fn contains(&self, seq: Seq) -> bool {
+        self.floor(seq) == Some(seq)
+    }
+
+    /// The last valid position not after `seq`.
+    pub fn floor(&self, seq: Seq) -> Option<Seq> {
+        let before = self.runs.partition_point(|run| run.from <= seq);
+        before.checked_sub(1).map(|i| self.runs[i].to.min(seq))
+    }
+
+    /// The first valid position not before `seq`.
+    pub fn ceil(&self, seq: Seq) -> Option<Seq> {
+        let at = self.runs.partition_point(|run| run.to < seq);
+        self.runs.get(at).map(|run| run.from.max(seq))
+    }
+
+    /// The last valid position of all.
+    pub fn last(&self) -> Option<Seq> {
+        self.runs.last().map(|run| run.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{DrainCause, Incarnation, Mark, MarkKind};
+    use proptest::prelude::*;
+
+    fn begin(lost_after: u64) -> RecordBody<()> {
+        RecordBody::DrainBegin {
+            cause: DrainCause::Overflow,
+            incarnation: Incarnation::default(),
+            lost_after: Seq(lost_after),
+        }
+    }
+
+    fn mark() -> Mark {
+        Mark { kind: MarkKind::Crash, id: [0; 16], label: String::new() }
+    }
+
+    #[test]
+    fn nothing_is_valid_before_the_first_drain_end() {
+        let mut validity = Validity::default();
+        validity.push(Seq(1), &begin(0));
+        validity.push(Seq(2), &RecordBody::<()>::Mark(mark()));
+        assert_eq!(validity.last(), None);
+        validity.push(Seq(3), &RecordBody::<()>::DrainEnd(mark()));
+        assert_eq!(
+            (validity.floor(Seq(2)), validity.ceil(Seq(1)), validity.last()),
+            (None, Some(Seq(3)), Some(Seq(3)))
+        );
+    }
+
+    proptest! {
+        /// The runs equal one flag for each position, worked out record by record.
+        #[test]
+        fn runs_equal_a_flag_for_each_position(kinds in proptest::collection::vec((0u8..6, 0u64..12), 1..80)) {
+            let mut validity = Validity::default();
+            let mut flags = vec![false];
+            let mut draining = true;
+            for (i, (kind, back)) in kinds.into_iter().enumerate() {
+                let seq = i as u64 + 1;
+                let body = match kind {
+                    0 => {
+                        let lost_after = (seq - 1).saturating_sub(back);
+                        draining = true;
+                        flags.iter_mut().skip(lost_after as usize + 1).for_each(|f| *f = false);
+                        begin(lost_after)
+                    }
+                    1 => {
+                        draining = false;
+                        RecordBody::DrainEnd(mark())
+                    }
+                    _ => RecordBody::Mark(mark()),
+                };
+                flags.push(!draining);
+                validity.push(Seq(seq), &body);
+            }
+            for (seq, flag) in flags.iter().enumerate() {
+                let seq = Seq(seq as u64);
+                prop_assert_eq!(validity.contains(seq), *flag);
+                let floor = (0..=seq.0).rev().find(|s| flags[*s as usize]).map(Seq);
+                let ceil = (seq.0..flags.len() as u64).find(|s| flags[*s as usize]).map(Seq);
+                prop_assert_eq!((validity.floor(seq), validity.ceil(seq)), (floor, ceil));
+            }
+        }
+    }
+}

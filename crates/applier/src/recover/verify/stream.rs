@@ -1,0 +1,378 @@
+//! The stream: every object of its chain, every record of every segment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::FormatError;
+use format::keys::Keys;
+use format::manifest::Promoted;
+use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectId, ObjectKind, Opening, open_small};
+use format::segment::{ChunkAt, FrameInfo, Piece, SegmentRef, Table, open_frame};
+use model::{DiskChange, Extent, LogHead, MachineName, PointId, Record, RecordBody, RecordDigest, RecordDigester, Seq};
+use store::{LogPosition, Store};
+
+use super::{Findings, KnownPoint, check_epochs, fetch};
+use crate::recover::progress::tell;
+use crate::recover::walk::{place, skeleton};
+use crate::recover::{ProgressFn, RecoverError, Stage, Validity};
+use crate::segments;
+
+/// What the stream turned out to hold.
+pub(super) struct Walked {
+    /// State after the last record whose segment's header is whole.
+    pub head: LogHead,
+    pub validity: Validity,
+    /// Marks and drain ends.
+    pub points: Vec<KnownPoint>,
+    /// Every whole segment as a manifest would name it.
+    pub segments: BTreeMap<LogPosition, Promoted>,
+    /// Digest at the witness's seq.
+    pub witnessed: Option<RecordDigest>,
+    /// Digests at segment ends and marks.
+    pub point_digests: BTreeMap<Seq, RecordDigest>,
+}
+
+/// Where records may get their bytes from.
+struct Held {
+    id: ObjectId,
+    /// Plain bytes of each frame that opens.
+    frames: BTreeMap<u32, u32>,
+    /// The damage of those that do not.
+    damage: Option<usize>,
+}
+
+/// The link of the chain before an object; none when the object before it cannot be read.
+#[derive(Clone, Copy)]
+struct Link {
+    hash: ObjectHash,
+    head: LogHead,
+}
+
+struct Walk<'a> {
+    store: &'a Store,
+    keys: &'a Keys,
+    machine: &'a MachineName,
+    findings: &'a mut Findings,
+    walked: Walked,
+    held: BTreeMap<(MachineName, LogPosition), Option<Held>>,
+    link: Option<Link>,
+    witness: Option<Seq>,
+    /// Damages that may hit positions.
+    hitting: BTreeSet<usize>,
+    /// Digest before the next object; none behind one that cannot be read.
+    digest: Option<RecordDigest>,
+}
+
+/// Checks the stream.
+pub(super) async fn check(
+    store: &Store,
+    keys: &Arc<Keys>,
+    machine: &MachineName,
+    promoted: &BTreeMap<u64, u64>,
+    witness: Option<Seq>,
+    findings: &mut Findings,
+    progress: Option<ProgressFn>,
+) -> Result<Walked, RecoverError> {
+    let log = LogKind::Stream;
+    let skeleton = skeleton(store, keys, machine, log, promoted).await?;
+    check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
+    findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
+    if let Some(epoch) = skeleton.unopened {
+        findings
+            .notes
+            .push(format!("epoch {epoch} of the stream is not opened: where the log ends is not decided yet"));
+    }
+    if skeleton.void > 0 {
+        let note = "objects lie behind the end of an epoch; they are void, left by writers that died (or, in the newest \
+                    epoch, cut off by a missing slot that no manifest names)";
+        findings.notes.push(format!("{} {note}", skeleton.void));
+    }
+    let mut walk = Walk::new(store, keys, machine, witness, findings);
+    let total = skeleton.slots.len() as u64;
+    for (done, position) in skeleton.slots.into_iter().enumerate() {
+        walk.object(position).await?;
+        tell(&progress, Stage::Verifying, done as u64 + 1, total);
+    }
+    Ok(walk.walked)
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        store: &'a Store,
+        keys: &'a Keys,
+        machine: &'a MachineName,
+        witness: Option<Seq>,
+        findings: &'a mut Findings,
+    ) -> Self {
+        let walked = Walked {
+            head: LogHead::default(),
+            validity: Validity::default(),
+            points: Vec::new(),
+            segments: BTreeMap::new(),
+            witnessed: None,
+            point_digests: BTreeMap::new(),
+        };
+        let link = Some(Link { hash: ObjectHash::default(), head: LogHead::default() });
+        let digest = Some(RecordDigest::default());
+        let (held, hitting) = (BTreeMap::new(), BTreeSet::new());
+        Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest }
+    }
+
+    async fn object(&mut self, position: LogPosition) -> Result<(), RecoverError> {
+        let path = segments::path(self.machine, LogKind::Stream, position);
+        match fetch(self.store, &path, self.findings).await? {
+            None => {
+                self.unreadable(position, &path, "missing, though the log goes on behind it or the manifest names it")
+            }
+            Some(object) => match self.header(position, &object) {
+                Err(error) => self.unreadable(position, &path, error),
+                Ok((header, hash)) => {
+                    self.check_link(&path, &header);
+                    match position.slot {
+                        0 => self.opening(position, &path, &object),
+                        _ => self.segment(position, &path, &header, hash, &object).await?,
+                    }
+                    self.link = Some(Link { hash, head: header.head });
+                    self.walked.head = header.head;
+                    self.digest = Some(header.head.digest);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn header(&self, position: LogPosition, object: &[u8]) -> Result<(ObjectHeader, ObjectHash), FormatError> {
+        let header = ObjectHeader::parse(self.keys, object)?;
+        let kind = if position.slot == 0 { ObjectKind::Opening } else { ObjectKind::Segment };
+        header.expect_place(kind, &place(self.machine, LogKind::Stream, position))?;
+        Ok((header, ObjectHeader::hash(object)?))
+    }
+
+    /// Nothing of the object can be used.
+    fn unreadable(&mut self, position: LogPosition, path: &str, problem: impl ToString) {
+        let damage = self.findings.damage(path, problem);
+        if position.slot > 0 {
+            let from = self.walked.head.position.seq.next();
+            if let Some(hits) = self.findings.hits(damage) {
+                hits.unknown_from(from);
+            }
+            let nothing = Held { id: ObjectId([0; 32]), frames: BTreeMap::new(), damage };
+            self.held.insert((self.machine.clone(), position), Some(nothing));
+        }
+        self.link = None;
+        self.digest = None;
+    }
+
+    fn check_link(&mut self, path: &str, header: &ObjectHeader) {
+        let Some(link) = self.link else { return };
+        let continues = header.prev_hash == link.hash && header.first_seq == link.head.position.seq.next();
+        if !continues {
+            let problem = "it does not continue the object before it: it is of another history, or was replaced";
+            let damage = self.findings.damage(path, problem);
+            if let Some(hits) = self.findings.hits(damage) {
+                hits.unknown_from(header.first_seq);
+            }
+        }
+    }
+
+    fn opening(&mut self, position: LogPosition, path: &str, object: &[u8]) {
+        let place = place(self.machine, LogKind::Stream, position);
+        let opened = open_small(self.keys, ObjectKind::Opening, &place, object);
+        if let Err(error) = opened.and_then(|(_, body)| Opening::decode(&body)) {
+            self.findings.damage(path, error);
+        }
+    }
+
+    async fn segment(
+        &mut self,
+        position: LogPosition,
+        path: &str,
+        header: &ObjectHeader,
+        hash: ObjectHash,
+        object: &Bytes,
+    ) -> Result<(), RecoverError> {
+        let (held, table) = self.contents(path, header, object);
+        let damage = held.damage;
+        self.held.insert((self.machine.clone(), position), Some(held));
+        let Some(table) = table else {
+            if let Some(hits) = self.findings.hits(damage) {
+                hits.unknown_from(header.first_seq);
+            }
+            return Ok(());
+        };
+        let promoted = Promoted {
+            id: header.id,
+            epoch: position.epoch,
+            slot: position.slot,
+            hash,
+            head: header.head,
+            bytes: header.total_bytes,
+        };
+        self.walked.segments.insert(position, promoted);
+        self.hold_references(&table).await?;
+        self.records(position, path, header, &table);
+        Ok(())
+    }
+
+    /// Opens table and frames. A body whose digest is wrong is still opened, to learn which frames are hit.
+    fn contents(&mut self, path: &str, header: &ObjectHeader, object: &Bytes) -> (Held, Option<Table>) {
+        let mut damage = match header.check_body(object) {
+            Ok(()) => None,
+            Err(error) => self.findings.damage(path, error),
+        };
+        let mut frames = BTreeMap::new();
+        let table = match segments::table(self.keys, header, object) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                damage = self.findings.damage(path, error);
+                None
+            }
+        };
+        for frame in table.iter().flat_map(|table| &table.frames) {
+            match open(self.keys, header, frame, object) {
+                Ok(()) => {
+                    frames.insert(frame.number, frame.plain_bytes);
+                }
+                Err(error) => damage = self.findings.damage(path, error),
+            }
+        }
+        (Held { id: header.id, frames, damage }, table)
+    }
+
+    /// Segments of other machines that records refer to are opened too, once.
+    async fn hold_references(&mut self, table: &Table) -> Result<(), RecoverError> {
+        for reference in &table.references {
+            let position = LogPosition { epoch: reference.epoch, slot: reference.slot };
+            let key = (reference.machine.clone(), position);
+            if reference.machine == *self.machine || self.held.contains_key(&key) {
+                continue;
+            }
+            let path = segments::path(&reference.machine, LogKind::Stream, position);
+            let held = match fetch(self.store, &path, self.findings).await? {
+                None => {
+                    let damage = self.findings.damage(&path, "missing, though records of this machine refer to it");
+                    Held { id: reference.id, frames: BTreeMap::new(), damage }
+                }
+                Some(object) => self.foreign(&path, reference, &object),
+            };
+            self.held.insert(key, Some(held));
+        }
+        Ok(())
+    }
+
+    fn foreign(&mut self, path: &str, reference: &SegmentRef, object: &Bytes) -> Held {
+        let position = LogPosition { epoch: reference.epoch, slot: reference.slot };
+        let header = ObjectHeader::parse(self.keys, object).and_then(|header| {
+            header.expect_place(ObjectKind::Segment, &place(&reference.machine, LogKind::Stream, position))?;
+            Ok(header)
+        });
+        match header {
+            Ok(header) => self.contents(path, &header, object).0,
+            Err(error) => Held { id: reference.id, frames: BTreeMap::new(), damage: self.findings.damage(path, error) },
+        }
+    }
+
+    fn records(&mut self, position: LogPosition, path: &str, header: &ObjectHeader, table: &Table) {
+        let mut digester = self.digest.map(RecordDigester::resume);
+        for record in &table.records {
+            let digest = digester.as_mut().map(|digester| digester.push(record));
+            self.walked.validity.push(record.seq, &record.body);
+            if self.witness == Some(record.seq) {
+                self.walked.witnessed = digest;
+            }
+            if let RecordBody::Mark(mark) | RecordBody::DrainEnd(mark) = &record.body {
+                let id = PointId(mark.id).to_string();
+                self.walked.points.push(KnownPoint { seq: record.seq, id, digest });
+                self.walked.point_digests.extend(digest.map(|digest| (record.seq, digest)));
+            }
+            self.lay_over(position, path, table, record);
+            for damage in &self.hitting {
+                if let Some(hits) = self.findings.hits(Some(*damage)) {
+                    hits.after(record.seq);
+                }
+            }
+        }
+        match digester {
+            Some(digester) if digester.digest() != header.head.digest => {
+                let problem = "the digest over its records is not the one its header states";
+                self.findings.damage(path, problem);
+            }
+            // Behind an unreadable object the digest goes on from the header, which is authenticated.
+            _ if self.witness == Some(header.head.position.seq) => self.walked.witnessed = Some(header.head.digest),
+            _ => {}
+        }
+        self.walked.point_digests.insert(header.head.position.seq, header.head.digest);
+    }
+
+    fn lay_over(&mut self, position: LogPosition, path: &str, table: &Table, record: &Record<Vec<Piece>>) {
+        if let RecordBody::Disk { disk, size, change, .. } = &record.body {
+            let size = if *change == DiskChange::Removed { 0 } else { *size };
+            self.each_hitting(|hits| hits.cut(*disk, size));
+        }
+        let Some((disk, extent)) = record.body.extent() else { return };
+        self.each_hitting(|hits| hits.lay_over(disk, extent));
+        let RecordBody::Write { data, .. } = &record.body else { return };
+        let mut at = extent.offset();
+        for piece in data {
+            let part = Extent::new(at, piece.len);
+            at += piece.len;
+            let Err(damage) = self.check_piece(position, path, table, piece) else { continue };
+            if let (Ok(part), Some(index)) = (part, damage) {
+                self.hitting.insert(index);
+                if let Some(hits) = self.findings.hits(damage) {
+                    hits.lose(disk, part);
+                }
+            }
+        }
+    }
+
+    fn each_hitting(&mut self, mut change: impl FnMut(&mut super::Hits)) {
+        for damage in &self.hitting {
+            if let Some(hits) = self.findings.hits(Some(*damage)) {
+                change(hits);
+            }
+        }
+    }
+
+    /// Whether the bytes of a piece are there. The error is the damage that hides them.
+    fn check_piece(
+        &mut self,
+        position: LogPosition,
+        path: &str,
+        table: &Table,
+        piece: &Piece,
+    ) -> Result<(), Option<usize>> {
+        let (key, id, frame, offset) = match piece.at {
+            ChunkAt::Zero => return Ok(()),
+            ChunkAt::Here { frame, offset } => ((self.machine.clone(), position), None, frame, offset),
+            ChunkAt::Other { reference, frame, offset } => match table.references.get(reference as usize) {
+                None => return Err(self.findings.damage(path, "a record refers to a segment that is not listed")),
+                Some(r) => {
+                    let position = LogPosition { epoch: r.epoch, slot: r.slot };
+                    ((r.machine.clone(), position), Some(r.id), frame, offset)
+                }
+            },
+        };
+        let Some(Some(held)) = self.held.get(&key) else {
+            return Err(self.findings.damage(path, "a record refers to a segment that is not in the log before it"));
+        };
+        match held.frames.get(&frame) {
+            None if held.damage.is_some() => Err(held.damage),
+            Some(plain) if u64::from(offset) + piece.len <= u64::from(*plain) && id.is_none_or(|id| id == held.id) => {
+                Ok(())
+            }
+            _ => Err(self.findings.damage(path, "a record refers to bytes that are not where it says")),
+        }
+    }
+}
+
+fn open(keys: &Keys, header: &ObjectHeader, frame: &FrameInfo, object: &Bytes) -> Result<(), FormatError> {
+    let have = object.len() as u64;
+    let start = segments::data_start(header).saturating_add(frame.offset);
+    let need = start.saturating_add(u64::from(frame.sealed_bytes));
+    if need > have {
+        return Err(FormatError::Truncated { need, have });
+    }
+    open_frame(keys, header.id, frame, &object[start as usize..need as usize]).map(|_| ())
+}

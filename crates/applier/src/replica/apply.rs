@@ -1,0 +1,323 @@
+//! Moving a replica from one valid position to a later one.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::keys::Keys;
+use format::manifest::Promoted;
+use format::object::{LogKind, ObjectHeader, ObjectKind, Place};
+use format::segment::{Piece, Table};
+use model::{DiskChange, MachineName, Position, Record, RecordBody, RecordDigester, Seq, Timestamp};
+use store::{LogPosition, Store};
+use tokio_util::sync::CancellationToken;
+
+use super::disks::ReplicaDisks;
+use super::state::{self, ReplicaState};
+use crate::ApplierError;
+use crate::manifest::promoted_path;
+use crate::points::incarnation_after;
+use crate::recover::{Disks, Frames, Layout, ObjectPlace, RecoverError, Validity};
+use crate::segments;
+
+/// Segments applied between two durable positions, unless a drain is longer.
+const STEP_SEGMENTS_MAX: usize = 64;
+
+/// A moment of a move at which a test may let the process die.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    IntentDurable,
+    SegmentApplied,
+    DisksFlushed,
+    PositionDurable,
+}
+
+/// Is asked at every [`Step`]; an error stops the move there.
+#[cfg(test)]
+pub(crate) type Hook = Arc<dyn Fn(Step) -> std::io::Result<()> + Send + Sync>;
+
+#[cfg(test)]
+macro_rules! step {
+    ($replica:expr, $step:ident) => {
+        if let Some(hook) = &$replica.hook {
+            hook(Step::$step).map_err($replica.failed("reach step in"))?;
+        }
+    };
+}
+
+#[cfg(not(test))]
+macro_rules! step {
+    ($replica:expr, $step:ident) => {};
+}
+
+/// The replica of one machine.
+pub(crate) struct Replica {
+    store: Store,
+    keys: Arc<Keys>,
+    directory: PathBuf,
+    state: ReplicaState,
+    /// None after a failure: the files may be anywhere between `at` and the intent until they are opened again.
+    disks: Option<ReplicaDisks>,
+    /// Held for as long as the replica may be written.
+    _lock: File,
+    #[cfg(test)]
+    pub(crate) hook: Option<Hook>,
+}
+
+/// What is true after the last record applied.
+struct Cursor {
+    position: Position,
+    time: Timestamp,
+    digester: RecordDigester,
+    /// Which disks there are, and what this segment writes to them.
+    batch: Disks,
+}
+
+impl Replica {
+    /// Takes the replica of a machine under `data_dir`, or begins one. Errors: `ReplicaInUse`, `File`.
+    pub fn open(store: Store, keys: Arc<Keys>, data_dir: &Path, machine: &MachineName) -> Result<Self, ApplierError> {
+        let directory = state::directory(data_dir, machine);
+        let file = |operation: &'static str| {
+            let path = directory.clone();
+            move |source| ApplierError::File { operation, path, source }
+        };
+        std::fs::create_dir_all(&directory).map_err(file("create"))?;
+        let lock = lock(&directory)?;
+        let state = state::load(&directory, machine).map_err(file("read state in"))?;
+        let state = state.unwrap_or_else(|| ReplicaState::empty(machine.clone()));
+        Ok(Self {
+            store,
+            keys,
+            directory,
+            state,
+            disks: None,
+            _lock: lock,
+            #[cfg(test)]
+            hook: None,
+        })
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> &ReplicaState {
+        &self.state
+    }
+
+    /// Where to go next: a valid position within what is committed, at most a step away unless a drain is longer.
+    pub fn next_target(&self, validity: &Validity, committed: &[Promoted]) -> Option<Seq> {
+        let end = committed.last()?.head.position.seq;
+        let at = self.state.position.seq;
+        let least = self.state.intent.unwrap_or(Seq::ZERO).max(at.next());
+        let first = committed.partition_point(|segment| segment.head.position.seq <= at);
+        let step = committed.get(first + STEP_SEGMENTS_MAX - 1).map_or(end, |segment| segment.head.position.seq);
+        let near = validity.floor(step).filter(|near| *near >= least);
+        near.or_else(|| validity.ceil(least)).filter(|target| *target <= end)
+    }
+
+    /// Moves to `target`, which [`Replica::next_target`] gave for these segments. After an error the same is to be tried
+    /// again. Errors: `Stopped`, `File`, `ReplicaForeign`, `Diverged`, and whatever stops the reading.
+    pub async fn advance(
+        &mut self,
+        committed: &[Promoted],
+        target: Seq,
+        stop: &CancellationToken,
+    ) -> Result<(), ApplierError> {
+        let mut disks = match self.disks.take() {
+            Some(disks) => disks,
+            None => self.reopen().await?,
+        };
+        self.check_history(committed).await?;
+        self.state.intent = Some(target);
+        self.save().await?;
+        step!(self, IntentDurable);
+        let mut cursor = self.cursor();
+        let first = committed.partition_point(|segment| segment.head.position.seq <= self.state.position.seq);
+        for segment in &committed[first..] {
+            if cursor.position.seq >= target {
+                break;
+            }
+            if stop.is_cancelled() {
+                return Err(ApplierError::Stopped);
+            }
+            self.apply_segment(segment, target, &mut cursor, &mut disks).await?;
+            step!(self, SegmentApplied);
+        }
+        disks.flush().await?;
+        step!(self, DisksFlushed);
+        self.state = ReplicaState {
+            machine: self.state.machine.clone(),
+            position: cursor.position,
+            time: cursor.time,
+            digest: cursor.digester.digest(),
+            disks: disks.list(),
+            intent: None,
+        };
+        self.save().await?;
+        step!(self, PositionDurable);
+        self.disks = Some(disks);
+        Ok(())
+    }
+
+    fn cursor(&self) -> Cursor {
+        let mut batch = Disks::new(true);
+        for disk in &self.state.disks {
+            batch.insert(disk.id, disk.name.clone(), disk.size);
+        }
+        Cursor {
+            position: self.state.position,
+            time: self.state.time,
+            digester: RecordDigester::resume(self.state.digest),
+            batch,
+        }
+    }
+
+    async fn reopen(&mut self) -> Result<ReplicaDisks, ApplierError> {
+        if self.state.position.seq > Seq::ZERO {
+            if let Some(disks) = ReplicaDisks::open(&self.directory, &self.state.disks)? {
+                return Ok(disks);
+            }
+            tracing::error!(path = %self.directory.display(), "replica disk missing or cut short; building it anew");
+        }
+        state::forget(&self.directory).map_err(self.failed("forget state in"))?;
+        ReplicaDisks::clear(&self.directory)?;
+        self.state = ReplicaState::empty(self.state.machine.clone());
+        let opened = ReplicaDisks::open(&self.directory, &[])?;
+        Ok(opened.expect("no disk is missing where there are none"))
+    }
+
+    /// The replica's position must be part of the log that it is moved along.
+    async fn check_history(&self, committed: &[Promoted]) -> Result<(), ApplierError> {
+        let at = self.state.position.seq;
+        let foreign = || ApplierError::ReplicaForeign { path: self.directory.clone(), seq: at };
+        if at == Seq::ZERO {
+            return Ok(());
+        }
+        let holder = committed.partition_point(|segment| segment.head.position.seq < at);
+        let segment = committed.get(holder).ok_or_else(foreign)?;
+        if segment.head.position.seq == at {
+            return if segment.head.digest == self.state.digest { Ok(()) } else { Err(foreign()) };
+        }
+        let (_, (_, table)) = self.read(segment).await?;
+        let before = holder.checked_sub(1).map(|i| committed[i].head.digest).unwrap_or_default();
+        let mut digester = RecordDigester::resume(before);
+        for record in table.records.iter().take_while(|record| record.seq <= at) {
+            digester.push(record);
+        }
+        if digester.digest() == self.state.digest { Ok(()) } else { Err(foreign()) }
+    }
+
+    /// A promoted segment, whole and checked.
+    async fn read(&self, segment: &Promoted) -> Result<(Bytes, (ObjectHeader, Table)), ApplierError> {
+        let machine = &self.state.machine;
+        let path = promoted_path(machine, segment);
+        let found = self.store.get(&path).await?;
+        let object = found.ok_or_else(|| segments::missing(path.clone(), "the manifest has promoted it"))?;
+        let refused = |source| ApplierError::damaged(path.clone(), source);
+        let header = ObjectHeader::parse(&self.keys, &object).map_err(refused)?;
+        let place = Place {
+            machine: Some(machine.clone()),
+            log: Some(LogKind::Stream),
+            epoch: segment.epoch,
+            slot: segment.slot,
+        };
+        header.expect_place(ObjectKind::Segment, &place).map_err(refused)?;
+        header.check_body(&object).map_err(refused)?;
+        if ObjectHeader::hash(&object).map_err(refused)? != segment.hash {
+            return Err(ApplierError::Diverged { path });
+        }
+        let table = segments::table(&self.keys, &header, &object).map_err(refused)?;
+        Ok((object, (header, table)))
+    }
+
+    async fn apply_segment(
+        &self,
+        segment: &Promoted,
+        target: Seq,
+        cursor: &mut Cursor,
+        disks: &mut ReplicaDisks,
+    ) -> Result<(), ApplierError> {
+        let (object, (header, table)) = self.read(segment).await?;
+        if header.first_seq > cursor.position.seq.next() {
+            return Err(ApplierError::Diverged { path: promoted_path(&self.state.machine, segment) });
+        }
+        // Frames are cached for one segment only: the next one brings its own.
+        let frames = Frames::new(self.store.clone(), self.keys.clone());
+        let intern = |id, machine, epoch, slot| {
+            frames.intern(ObjectPlace { id, machine, position: LogPosition { epoch, slot } })
+        };
+        let this = intern(header.id, self.state.machine.clone(), segment.epoch, segment.slot);
+        let named = table.references.into_iter().map(|r| intern(r.id, r.machine, r.epoch, r.slot));
+        let named: Vec<_> = named.collect();
+        frames.set_layout(this, Layout { data_start: segments::data_start(&header), frames: table.frames });
+        frames.set_whole(this, object);
+        let place_of = |reference: Option<u32>| match reference {
+            None => Some(this),
+            Some(i) => named.get(i as usize).copied(),
+        };
+        let at = cursor.position.seq;
+        for record in table.records.iter().skip_while(|r| r.seq <= at).take_while(|r| r.seq <= target) {
+            if let RecordBody::Disk { disk, name, size, change } = &record.body {
+                // Writes before and after it go to another disk, or to one of another size.
+                write_batch(cursor, disks, &frames).await?;
+                match change {
+                    DiskChange::Removed => disks.remove(*disk)?,
+                    DiskChange::Added | DiskChange::Resized => disks.announce(*disk, name.clone(), *size)?,
+                }
+            }
+            cursor.take(record, place_of).map_err(|what| {
+                ApplierError::Recover(RecoverError::Damage { path: promoted_path(&self.state.machine, segment), what })
+            })?;
+        }
+        write_batch(cursor, disks, &frames).await
+    }
+
+    async fn save(&self) -> Result<(), ApplierError> {
+        let (directory, state) = (self.directory.clone(), self.state.clone());
+        let saved = tokio::task::spawn_blocking(move || state::save(&directory, &state)).await;
+        saved.expect("saving does not panic and is not cancelled").map_err(self.failed("save state in"))
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(std::io::Error) -> ApplierError + use<> {
+        let path = self.directory.clone();
+        move |source| ApplierError::File { operation, path, source }
+    }
+}
+
+impl Cursor {
+    fn take(
+        &mut self,
+        record: &Record<Vec<Piece>>,
+        place_of: impl Fn(Option<u32>) -> Option<u32>,
+    ) -> Result<(), String> {
+        let pieces = match &record.body {
+            RecordBody::Write { data, .. } => data.as_slice(),
+            _ => &[],
+        };
+        self.batch.apply(record, pieces, place_of)?;
+        let incarnation = incarnation_after(self.position.incarnation, record);
+        self.position = Position { incarnation, seq: record.seq };
+        self.time = record.time;
+        self.digester.push(record);
+        Ok(())
+    }
+}
+
+async fn write_batch(cursor: &mut Cursor, disks: &ReplicaDisks, frames: &Frames) -> Result<(), ApplierError> {
+    for (id, map) in cursor.batch.take_maps() {
+        disks.write_runs(frames, id, map.runs().collect()).await?;
+    }
+    Ok(())
+}
+
+fn lock(directory: &Path) -> Result<File, ApplierError> {
+    let path = directory.join("lock");
+    let file = |operation: &'static str, source| ApplierError::File { operation, path: path.clone(), source };
+    let lock = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+    let lock = lock.map_err(|e| file("open", e))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(ApplierError::ReplicaInUse { path }),
+        Err(TryLockError::Error(source)) => Err(file("lock", source)),
+    }
+}

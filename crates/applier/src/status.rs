@@ -1,0 +1,83 @@
+//! What the applier tells about itself, as a snapshot that can be printed as JSON.
+
+use std::collections::VecDeque;
+
+use model::{Event, EventKind, MachineName, Seq, Severity, Timestamp};
+use serde::Serialize;
+
+/// Newest events kept for each machine; older ones are in the log output.
+const EVENTS_MAX: usize = 32;
+
+/// The state of every machine an applier follows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ApplierStatus {
+    /// One entry for each machine, in order of name.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// How far one machine is processed.
+#[derive(Debug, Clone, Serialize)]
+pub struct MachineStatus {
+    /// Which.
+    pub machine: MachineName,
+    /// Last record of the last promoted segment.
+    pub processed_seq: Seq,
+    /// Its time.
+    pub processed_time: Timestamp,
+    /// Seconds by which the promoted end trails: 0 when everything in the log is promoted.
+    pub lag_seconds: f64,
+    /// Recovery points in the manifest.
+    pub points: u64,
+    /// Segments in the manifest.
+    pub segments: u64,
+    /// Our epoch in the manifest log; 0 while we do not own it.
+    pub manifest_epoch: u64,
+    /// Whether the end of what is processed lies inside a drain.
+    pub draining: bool,
+    /// The replica; none when none is kept.
+    pub replica: Option<ReplicaStatus>,
+    /// What failed last and has not succeeded since.
+    pub last_error: Option<String>,
+    /// Newest events, oldest first.
+    pub events: VecDeque<Event>,
+}
+
+/// Where a machine's replica disks stand.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ReplicaStatus {
+    /// The position they stand at; 0 before the first.
+    pub seq: Seq,
+    /// Its time.
+    pub time: Timestamp,
+    /// Where they are being moved to, while they are.
+    pub moving_to: Option<Seq>,
+    /// What failed last and has not succeeded since.
+    pub last_error: Option<String>,
+}
+
+impl MachineStatus {
+    /// Nothing processed yet.
+    pub(crate) fn new(machine: MachineName, replica: bool) -> Self {
+        Self {
+            machine,
+            processed_seq: Seq::ZERO,
+            processed_time: Timestamp::default(),
+            lag_seconds: 0.0,
+            points: 0,
+            segments: 0,
+            manifest_epoch: 0,
+            draining: true,
+            replica: replica.then(ReplicaStatus::default),
+            last_error: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Adds an event, dropping the oldest when full.
+    pub(crate) fn event(&mut self, time: Timestamp, severity: Severity, kind: EventKind, message: String) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event { time, severity, kind, message });
+    }
+}

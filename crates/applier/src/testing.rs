@@ -1,0 +1,330 @@
+//! A stream made for tests: real epochs and segments in a store in memory, beside a model of what every position holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::keys::{Keys, VaultKey};
+use format::object::{LogKind, ObjectId, Place};
+use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SegmentRef, assemble};
+use format::{Compressor, Level};
+use model::{
+    DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, Position, Record,
+    RecordBody, RecordDigester, Seq, Timestamp,
+};
+use object_store::memory::InMemory;
+use store::{LogEnd, LogPosition, LogWriter, Store};
+
+use crate::recover::stream_log;
+
+/// Largest chunk the test writer makes; small, so that records have several pieces.
+const CHUNK_BYTES: u64 = 4096;
+
+/// A small random source with a fixed seed.
+pub(crate) struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+pub(crate) type Contents = BTreeMap<DiskName, Arc<Vec<u8>>>;
+
+/// What every position must read as.
+#[derive(Clone, Default)]
+pub(crate) struct Model {
+    /// By seq; index 0 is before the first record.
+    pub at: Vec<Contents>,
+    pub times: Vec<Timestamp>,
+    pub valid: Vec<bool>,
+    pub digests: Vec<model::RecordDigest>,
+    draining: bool,
+}
+
+pub(crate) fn name<T: std::str::FromStr>(text: &str) -> T
+where
+    T::Err: std::fmt::Debug,
+{
+    text.parse().expect("a valid name")
+}
+
+/// The writer of a machine's stream, and the model of it.
+pub(crate) struct TestLog {
+    pub store: Store,
+    pub keys: Arc<Keys>,
+    pub machine: MachineName,
+    pub model: Model,
+    writer: LogWriter,
+    end: LogEnd,
+    slot: u64,
+    digester: RecordDigester,
+    incarnation: Incarnation,
+    pending: Vec<Record<Bytes>>,
+    known: BTreeMap<Vec<u8>, (SegmentRef, u32, u32)>,
+    pub rng: Rng,
+    marks: u64,
+}
+
+/// A fresh vault in memory.
+pub(crate) async fn vault() -> (Store, Arc<Keys>) {
+    let store = Store::from_object_store(Arc::new(InMemory::new()));
+    let keys = Arc::new(Keys::new(&VaultKey::generate()));
+    store::create_vault(&store, &keys).await.expect("vault");
+    (store, keys)
+}
+
+impl TestLog {
+    pub async fn new(store: Store, keys: Arc<Keys>, machine: &str, seed: u64) -> Self {
+        let machine: MachineName = name(machine);
+        let attached = stream_log(&store, &keys, &machine).attach().await.expect("attached");
+        let writer = attached.open(Vec::new()).await.expect("opened");
+        let model = Model {
+            at: vec![Contents::new()],
+            times: vec![Timestamp(0)],
+            valid: vec![false],
+            digests: vec![Default::default()],
+            draining: true,
+        };
+        Self {
+            store,
+            keys,
+            machine,
+            model,
+            end: writer.opening_end(),
+            writer,
+            slot: 1,
+            digester: RecordDigester::default(),
+            incarnation: Incarnation([1; 16]),
+            pending: Vec::new(),
+            known: BTreeMap::new(),
+            rng: Rng(seed),
+            marks: 0,
+        }
+    }
+
+    /// A process server restarts: a new epoch.
+    pub async fn reattach(&mut self) {
+        let attached = stream_log(&self.store, &self.keys, &self.machine).attach().await.expect("attached");
+        assert_eq!(attached.end(), self.end, "everything put is accepted");
+        self.writer = attached.open(Vec::new()).await.expect("opened");
+        (self.end, self.slot) = (self.writer.opening_end(), 1);
+    }
+
+    pub fn last(&self) -> Seq {
+        Seq(self.model.at.len() as u64 - 1)
+    }
+
+    pub fn last_valid(&self) -> Seq {
+        Seq(self.model.valid.iter().rposition(|valid| *valid).expect("a valid position") as u64)
+    }
+
+    fn mark(&mut self, label: &str) -> Mark {
+        self.marks += 1;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.marks.to_le_bytes());
+        id[8..].copy_from_slice(&self.rng.next().to_le_bytes());
+        Mark { kind: MarkKind::Crash, id, label: label.to_owned() }
+    }
+
+    pub fn push(&mut self, body: RecordBody<Bytes>) -> Seq {
+        let seq = self.last().next();
+        let time = Timestamp(1_000_000 * seq.0);
+        let record = Record { seq, time, map_version: 1, body };
+        let mut now = self.model.at.last().expect("never empty").clone();
+        let disk_of = |now: &Contents, id| now.keys().find(|name| name.id() == id).cloned().expect("known disk");
+        match &record.body {
+            RecordBody::Write { disk, extent, data } => {
+                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
+                disk[extent.offset() as usize..extent.end() as usize].copy_from_slice(data);
+            }
+            RecordBody::Zero { disk, extent } => {
+                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
+                disk[extent.offset() as usize..extent.end() as usize].fill(0);
+            }
+            RecordBody::Disk { name, change: DiskChange::Removed, .. } => {
+                now.remove(name);
+            }
+            RecordBody::Disk { name, size, .. } => {
+                Arc::make_mut(now.entry(name.clone()).or_default()).resize(*size as usize, 0);
+            }
+            RecordBody::DrainBegin { lost_after, incarnation, .. } => {
+                self.incarnation = *incarnation;
+                self.model.draining = true;
+                self.model.valid.iter_mut().skip(lost_after.0 as usize + 1).for_each(|valid| *valid = false);
+            }
+            RecordBody::DrainEnd(_) => self.model.draining = false,
+            RecordBody::Mark(_) => {}
+        }
+        self.model.at.push(now);
+        self.model.times.push(time);
+        self.model.valid.push(!self.model.draining);
+        self.model.digests.push(self.digester.push(&record));
+        self.pending.push(record);
+        seq
+    }
+
+    pub fn disk(&mut self, disk: &str, size: u64, change: DiskChange) -> Seq {
+        let name: DiskName = name(disk);
+        self.push(RecordBody::Disk { disk: name.id(), name, size, change })
+    }
+
+    pub fn write(&mut self, disk: &str, offset: u64, data: Vec<u8>) -> Seq {
+        let extent = Extent::new(offset, data.len() as u64).expect("aligned");
+        self.push(RecordBody::Write { disk: name::<DiskName>(disk).id(), extent, data: data.into() })
+    }
+
+    pub fn drain_begin(&mut self, lost_after: Seq) -> Seq {
+        let incarnation = Incarnation([self.rng.next() as u8; 16]);
+        self.push(RecordBody::DrainBegin { cause: DrainCause::Overflow, incarnation, lost_after })
+    }
+
+    pub fn drain_end(&mut self) -> Seq {
+        let mark = self.mark("");
+        self.push(RecordBody::DrainEnd(mark))
+    }
+
+    pub fn named(&mut self, label: &str) -> (Seq, model::PointId) {
+        let mark = self.mark(label);
+        let id = model::PointId(mark.id);
+        (self.push(RecordBody::Mark(mark)), id)
+    }
+
+    /// One random write or zero on a random disk.
+    pub fn random(&mut self) -> Seq {
+        let disks: Vec<_> =
+            self.model.at.last().expect("never empty").iter().map(|(n, c)| (n.clone(), c.len())).collect();
+        let (disk, size) = disks[self.rng.below(disks.len() as u64) as usize].clone();
+        let sectors = size as u64 / 512;
+        let at = self.rng.below(sectors);
+        let len = (1 + self.rng.below(40)).min(sectors - at);
+        let extent = Extent::new(at * 512, len * 512).expect("aligned");
+        if self.rng.below(5) == 0 {
+            return self.push(RecordBody::Zero { disk: disk.id(), extent });
+        }
+        // Few different blocks, so that chunks repeat and get referred to.
+        let byte = if self.rng.below(3) == 0 { 0 } else { self.rng.below(250) as u8 };
+        let data = Bytes::from(vec![byte; extent.len() as usize]);
+        self.push(RecordBody::Write { disk: disk.id(), extent, data })
+    }
+
+    /// Two disks, drained: the start of every test.
+    pub async fn begin(store: &Store, keys: &Arc<Keys>, machine: &str, seed: u64) -> Self {
+        let mut log = Self::new(store.clone(), keys.clone(), machine, seed).await;
+        log.disk("root", 64 << 10, DiskChange::Added);
+        log.disk("data", 48 << 10, DiskChange::Added);
+        log.drain_begin(Seq(0));
+        (0..6).for_each(|_| {
+            log.random();
+        });
+        log.drain_end();
+        log.commit().await;
+        log
+    }
+
+    /// Puts what is pending as one segment. Returns its path.
+    pub async fn commit(&mut self) -> String {
+        let records = std::mem::take(&mut self.pending);
+        let sealer = FrameSealer::new(&self.keys, ObjectId::random());
+        let here = LogPosition { epoch: self.writer.epoch(), slot: self.slot };
+        let this = SegmentRef { id: sealer.id(), machine: self.machine.clone(), epoch: here.epoch, slot: here.slot };
+        let (mut frames, mut references, mut compressor) = (Vec::new(), Vec::<SegmentRef>::new(), Compressor::new());
+        let last = records.last().expect("something pending").clone();
+        let packed: Vec<_> = records
+            .into_iter()
+            .map(|record| {
+                let body = record.body.map_data(|extent, data: Bytes| {
+                    extent
+                        .split_at_multiples(CHUNK_BYTES)
+                        .map(|part| {
+                            let start = (part.offset() - extent.offset()) as usize;
+                            let chunk = &data[start..start + part.len() as usize];
+                            let at = if chunk.iter().all(|b| *b == 0) {
+                                ChunkAt::Zero
+                            } else if let Some((segment, frame, offset)) = self.known.get(chunk) {
+                                let (frame, offset) = (*frame, *offset);
+                                if *segment == this {
+                                    ChunkAt::Here { frame, offset }
+                                } else {
+                                    let found = references.iter().position(|r| r == segment);
+                                    let reference = found.unwrap_or_else(|| {
+                                        references.push(segment.clone());
+                                        references.len() - 1
+                                    });
+                                    ChunkAt::Other { reference: reference as u32, frame, offset }
+                                }
+                            } else {
+                                let number = frames.len() as u32;
+                                let plain = [&[7u8; 512][..], chunk].concat();
+                                let (codec, bytes) = compressor.compress(Level::Normal, &plain);
+                                frames.push(sealer.seal(number, codec, plain.len() as u32, bytes));
+                                self.known.insert(chunk.to_vec(), (this.clone(), number, 512));
+                                ChunkAt::Here { frame: number, offset: 512 }
+                            };
+                            Piece { len: part.len(), at }
+                        })
+                        .collect::<Vec<_>>()
+                });
+                Record { seq: record.seq, time: record.time, map_version: record.map_version, body }
+            })
+            .collect();
+        let head = LogHead {
+            position: Position { incarnation: self.incarnation, seq: last.seq },
+            digest: self.digester.digest(),
+            map_version: 1,
+            time: last.time,
+        };
+        let place = Place {
+            machine: Some(self.machine.clone()),
+            log: Some(LogKind::Stream),
+            epoch: here.epoch,
+            slot: here.slot,
+        };
+        let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen: 0 };
+        let segment = assemble(&self.keys, &sealer, commit, frames, references, packed);
+        self.writer.put(self.slot, segment.parts).await.expect("put");
+        self.writer.look().await.expect("still ours");
+        self.end = LogEnd { position: here, hash: segment.hash, head };
+        self.slot += 1;
+        crate::segments::path(&self.machine, LogKind::Stream, here)
+    }
+
+    /// A random life: writes, marks, drains, epochs.
+    pub async fn live(&mut self, segments: u32) {
+        for _ in 0..segments {
+            for _ in 0..1 + self.rng.below(8) {
+                match self.rng.below(12) {
+                    0 => {
+                        self.named("m");
+                    }
+                    1 if !self.model.draining => {
+                        let lost = self.last().0 - self.rng.below(3).min(self.last().0);
+                        self.drain_begin(Seq(lost));
+                    }
+                    2 | 3 if self.model.draining => {
+                        self.drain_end();
+                    }
+                    _ => {
+                        self.random();
+                    }
+                }
+            }
+            self.commit().await;
+            if self.rng.below(6) == 0 {
+                self.reattach().await;
+            }
+        }
+        if self.model.draining {
+            self.drain_end();
+            self.commit().await;
+        }
+    }
+}

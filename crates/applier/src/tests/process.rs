@@ -1,0 +1,307 @@
+//! The running applier: manifests, points, replicas, crashes, takeover; and the end of a machine's protection.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use format::manifest::PointKind;
+use model::{DiskChange, Selector, Seq, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::load;
+use crate::recover::{RecoverError, Validity, processed};
+use crate::replica::{Hook, Replica, Step};
+use crate::testing::{Rng, TestLog, vault};
+use crate::{Applier, ApplierConfig, ApplierError, Clock, manifest, unprotect};
+
+/// A clock that stands where the test puts it.
+#[derive(Default)]
+struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn config(data_dir: &Path) -> ApplierConfig {
+    let poll = Duration::from_millis(10);
+    ApplierConfig { data_dir: data_dir.to_owned(), crash_every: Duration::from_secs(60), poll, replica: true }
+}
+
+async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
+    let machines = vec![log.machine.clone()];
+    let clock: Arc<dyn Clock> = clock.clone();
+    Applier::start(config(data_dir), log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+}
+
+async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is().await {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The replica's files equal the model at a position, and there are no others.
+fn assert_replica(log: &TestLog, data_dir: &Path, seq: Seq) {
+    let directory = data_dir.join("replica").join(log.machine.as_str());
+    let expected = &log.model.at[seq.0 as usize];
+    for (disk, contents) in expected {
+        let found = std::fs::read(directory.join(format!("{disk}.raw"))).expect("replica disk");
+        assert!(found == **contents, "disk {disk} at seq {seq}");
+    }
+    let files = std::fs::read_dir(&directory)
+        .expect("listed")
+        .filter(|entry| entry.as_ref().expect("entry").path().extension().is_some_and(|extension| extension == "raw"));
+    assert_eq!(files.count(), expected.len());
+}
+
+#[tokio::test]
+async fn the_applier_promotes_makes_points_and_keeps_the_replica() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    let mut log = TestLog::begin(&store, &keys, "db", 1).await;
+    let applier = start(&log, data_dir.path(), &clock).await;
+    for _ in 0..70 {
+        log.random();
+    }
+    let (marked, id) = log.named("before upgrade");
+    log.random();
+    log.commit().await;
+    let last = log.last();
+    wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
+    assert_replica(&log, data_dir.path(), last);
+    // Records have stopped; time goes on.
+    clock.0.store(1_000_000_000, Ordering::Relaxed);
+    wait_for("the idle crash point", async || applier.status().machines[0].points == 4).await;
+    let status = applier.status().machines.remove(0);
+    assert_eq!((status.processed_seq, status.lag_seconds, status.last_error), (last, 0.0, None));
+    applier.stop().await;
+    let history = load(&log).await;
+    let kinds: Vec<_> = history.recorded_points().iter().map(|p| (p.position.seq, p.kind)).collect();
+    let crash = Seq(10 + 60);
+    let expected = [
+        (Seq(10), PointKind::DrainEnd),
+        (crash, PointKind::Crash),
+        (marked, PointKind::Marked),
+        (last, PointKind::Crash),
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(history.resolve(&Selector::Id(id), None).expect("resolved").position.seq, marked);
+    let report = crate::recover::verify(&store, keys, &log.machine, None, None, None).await.expect("verified");
+    assert!(report.clean(), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_replica_with_a_good_point_is_untouched_during_a_drain() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    let mut log = TestLog::begin(&store, &keys, "db", 2).await;
+    let good = log.last();
+    let applier = start(&log, data_dir.path(), &clock).await;
+    wait_for("the replica", async || applier.processed(&log.machine) == Some(good)).await;
+    log.drain_begin(good);
+    log.write("root", 0, vec![0xee; 4096]);
+    log.commit().await;
+    let head = log.last();
+    wait_for("promotion", async || applier.status().machines[0].processed_seq == head).await;
+    assert_eq!(applier.processed(&log.machine), Some(good));
+    assert_replica(&log, data_dir.path(), good);
+    let end = log.drain_end();
+    log.commit().await;
+    wait_for("the drain's end", async || applier.processed(&log.machine) == Some(end)).await;
+    applier.stop().await;
+    assert_replica(&log, data_dir.path(), end);
+}
+
+#[tokio::test]
+async fn restarted_appliers_go_on_and_make_no_point_twice() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    let mut log = TestLog::begin(&store, &keys, "db", 3).await;
+    let mut rng = Rng(3);
+    for _ in 0..6 {
+        let applier = start(&log, data_dir.path(), &clock).await;
+        log.live(5).await;
+        tokio::time::sleep(Duration::from_millis(rng.below(40))).await;
+        if rng.below(2) == 0 {
+            applier.stop().await;
+        }
+        drop(applier);
+    }
+    let applier = start(&log, data_dir.path(), &clock).await;
+    let last = log.last_valid();
+    // An earlier one that was only dropped may hold the lock or the manifest log a little longer.
+    wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
+    applier.stop().await;
+    assert_replica(&log, data_dir.path(), last);
+    let newest = manifest::read(&manifest::log(&store, &keys, &log.machine)).await.expect("read");
+    let mut ids: Vec<_> = newest.points.iter().map(|point| point.id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), newest.points.len());
+    let places: Vec<_> = newest.segments.iter().map(|s| (s.epoch, s.slot)).collect();
+    assert!(places.is_sorted_by(|a, b| a < b), "every segment once, in order");
+}
+
+/// Promotes a log with an applier that keeps no replica, so that a test can move one by hand.
+async fn promoted(log: &TestLog) -> (Vec<format::manifest::Promoted>, Validity) {
+    let nowhere = tempfile::tempdir().expect("temp dir");
+    let settings = ApplierConfig { replica: false, ..config(nowhere.path()) };
+    let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
+    let machines = vec![log.machine.clone()];
+    let applier =
+        Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started");
+    let last = log.last();
+    wait_for("promotion", async || applier.status().machines[0].processed_seq == last).await;
+    applier.stop().await;
+    let newest = manifest::read(&manifest::log(&log.store, &log.keys, &log.machine)).await.expect("read");
+    (newest.segments, load(log).await.validity().clone())
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_at_any_step_resumes_to_the_same_contents() {
+    let mut deaths = 0;
+    for seed in 0..10 {
+        let (store, keys) = vault().await;
+        let data_dir = tempfile::tempdir().expect("temp dir");
+        let mut log = TestLog::begin(&store, &keys, "db", seed).await;
+        let mut rng = Rng(seed);
+        for round in 0..5 {
+            log.live(3).await;
+            if round == 2 {
+                log.disk("root", 96 << 10, DiskChange::Resized);
+                log.disk("data", 0, DiskChange::Removed);
+                log.disk("extra", 32 << 10, DiskChange::Added);
+                log.random();
+                log.commit().await;
+            }
+            let (segments, validity) = promoted(&log).await;
+            // More time with every try, so that long moves end too.
+            let mut tries = 0;
+            loop {
+                let mut replica =
+                    Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+                let Some(target) = replica.next_target(&validity, &segments) else { break };
+                let left = Arc::new(Mutex::new(rng.below(6 + 4 * tries)));
+                tries += 1;
+                let hook: Hook = Arc::new(move |_: Step| {
+                    let mut left = left.lock().expect("not poisoned");
+                    if *left == 0 {
+                        return Err(std::io::Error::other("died"));
+                    }
+                    *left -= 1;
+                    Ok(())
+                });
+                replica.hook = Some(hook);
+                match replica.advance(&segments, target, &CancellationToken::new()).await {
+                    Ok(()) => assert_replica(&log, data_dir.path(), target),
+                    Err(ApplierError::File { source, .. }) if source.to_string() == "died" => deaths += 1,
+                    Err(error) => panic!("seed {seed}: {error}"),
+                }
+            }
+            let at = processed(data_dir.path(), &log.machine).await.expect("a position");
+            assert_eq!(at, log.last_valid());
+            assert_replica(&log, data_dir.path(), at);
+        }
+    }
+    assert!(deaths > 20, "only {deaths} deaths: the test shows little");
+}
+
+#[tokio::test]
+async fn a_replica_without_its_state_or_a_disk_is_built_anew_but_never_from_another_history() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let mut log = TestLog::begin(&store, &keys, "db", 5).await;
+    log.live(6).await;
+    let (segments, validity) = promoted(&log).await;
+    let directory = data_dir.path().join("replica/db");
+    let go = async |store: &store::Store, keys: &Arc<format::keys::Keys>| {
+        let mut replica = Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+        let target = replica.next_target(&validity, &segments)?;
+        Some(replica.advance(&segments, target, &CancellationToken::new()).await)
+    };
+    go(&store, &keys).await.expect("a target").expect("moved");
+    let at = log.last_valid();
+    std::fs::write(directory.join("state"), b"rubbish").expect("written");
+    go(&store, &keys).await.expect("a target").expect("moved");
+    assert_replica(&log, data_dir.path(), at);
+    assert!(go(&store, &keys).await.is_none(), "nothing to do");
+    std::fs::remove_file(directory.join("root.raw")).expect("removed");
+    log.random();
+    log.commit().await;
+    let (segments, validity) = promoted(&log).await;
+    let mut replica = Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+    assert!(matches!(
+        Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine),
+        Err(ApplierError::ReplicaInUse { .. })
+    ));
+    while let Some(target) = replica.next_target(&validity, &segments) {
+        replica.advance(&segments, target, &CancellationToken::new()).await.expect("moved");
+    }
+    assert_replica(&log, data_dir.path(), log.last());
+    drop(replica);
+    let (other_store, other_keys) = vault().await;
+    let mut other = TestLog::begin(&other_store, &other_keys, "db", 99).await;
+    other.live(60).await;
+    let (segments, validity) = promoted(&other).await;
+    let mut replica = Replica::open(other_store, other_keys, data_dir.path(), &other.machine).expect("opened");
+    let target = replica.next_target(&validity, &segments).expect("a target");
+    let refused = replica.advance(&segments, target, &CancellationToken::new()).await;
+    assert!(matches!(refused, Err(ApplierError::ReplicaForeign { .. })), "{refused:?}");
+    assert_replica(&log, data_dir.path(), log.last());
+}
+
+#[tokio::test]
+async fn a_second_applier_takes_over_and_the_first_says_so() {
+    let (store, keys) = vault().await;
+    let (first_dir, second_dir) = (tempfile::tempdir().expect("temp dir"), tempfile::tempdir().expect("temp dir"));
+    let clock = Arc::new(TestClock::default());
+    let mut log = TestLog::begin(&store, &keys, "db", 6).await;
+    let first = start(&log, first_dir.path(), &clock).await;
+    wait_for("the first", async || first.status().machines[0].processed_seq == Seq(10)).await;
+    let second = start(&log, second_dir.path(), &clock).await;
+    wait_for("the second", async || second.status().machines[0].processed_seq == Seq(10)).await;
+    log.random();
+    log.commit().await;
+    wait_for("the report", async || {
+        let error = first.status().machines[0].last_error.clone();
+        error.is_some_and(|error| error.contains("another applier"))
+    })
+    .await;
+    let last = log.last();
+    wait_for("the second", async || second.status().machines[0].processed_seq == last).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    let log = TestLog::begin(&store, &keys, "db", 7).await;
+    let other = TestLog::begin(&store, &keys, "db-2", 8).await;
+    for log in [&log, &other] {
+        let applier = start(log, data_dir.path(), &clock).await;
+        wait_for("the replica", async || applier.processed(&log.machine) == Some(log.last())).await;
+        applier.stop().await;
+    }
+    let before = store.list("machine/db-2").await.expect("listed");
+    let purge = async |purge| unprotect(&store, keys.clone(), Some(data_dir.path()), &log.machine, purge).await;
+    let kept = purge(false).await.expect("kept");
+    assert!(!kept.purged && kept.objects > 3 && kept.replica_files >= 3, "{kept:?}");
+    assert_eq!(load(&log).await.head().position.seq, log.last());
+    let purged = purge(true).await.expect("purged");
+    assert!(purged.purged && purged.objects >= kept.objects, "{purged:?}");
+    assert!(store.list("machine/db").await.expect("listed").is_empty());
+    assert_eq!(store.list("machine/db-2").await.expect("listed"), before);
+    assert!(!data_dir.path().join("replica/db").exists());
+    assert_replica(&other, data_dir.path(), other.last());
+    assert!(matches!(purge(true).await, Err(ApplierError::Recover(RecoverError::UnknownMachine { .. }))));
+}
