@@ -17,7 +17,7 @@ fn write_with_real_clients(site: &Site) {
     io(&data, &["aio_write -P 0xb1 0 2M", "aio_write -P 0xb2 8M 1M", "aio_flush", "write -P 0xb3 1536k 512"]);
     let job = format!(
         "fio --name=mixed --ioengine=nbd --uri={root} --rw=randrw --bs=4k --iodepth=16 --size=8M --offset=16M \
-         --verify=crc32c --verify_fatal=1 --randseed=7 --output-format=terse"
+         --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=7 --output-format=terse"
     );
     let words: Vec<&str> = job.split_whitespace().collect();
     run(words[0], &words[1..]);

@@ -2,10 +2,13 @@
 
 mod harness;
 
+mod bad_input;
 mod bare_machine;
 mod basic;
 mod filesystems;
 mod kill;
+mod nbd_tls;
 mod object_stores;
 mod outage;
+mod prefix;
 mod refused;

@@ -71,13 +71,19 @@ async fn write_until_error(
     stop: &AtomicBool,
     written: &AtomicU64,
 ) -> std::io::Result<()> {
-    let clients = [nbd::Client::connect(&disks[0].0, disks[0].1).await?, nbd::Client::connect(&disks[1].0, disks[1].1).await?];
+    let clients =
+        [nbd::Client::connect(&disks[0].0, disks[0].1).await?, nbd::Client::connect(&disks[1].0, disks[1].1).await?];
     let lanes = (0..IN_FLIGHT).map(|_| write_lane(&clients, seed.fork(), stop, written));
     futures::future::try_join_all(lanes).await.map(|_| ())
 }
 
 /// One operation after the other.
-async fn write_lane(clients: &[nbd::Client; 2], mut seed: Seed, stop: &AtomicBool, written: &AtomicU64) -> std::io::Result<()> {
+async fn write_lane(
+    clients: &[nbd::Client; 2],
+    mut seed: Seed,
+    stop: &AtomicBool,
+    written: &AtomicU64,
+) -> std::io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let client = &clients[seed.below(2) as usize];
         let blocks = WINDOW_BYTES / 4096;

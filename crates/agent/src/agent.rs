@@ -23,7 +23,7 @@ use crate::status::{AgentStatus, Counters, DrainProgress};
 use crate::{AgentError, Marked, StopOutcome};
 
 /// Longest label of a mark in bytes: the record format's own bound.
-const LABEL_BYTES_MAX: usize = 200;
+pub const LABEL_BYTES_MAX: usize = 200;
 
 /// How often a stop looks whether writes in flight are done.
 const STOP_POLL: Duration = Duration::from_millis(5);
@@ -119,6 +119,7 @@ impl Agent {
             machine: self.shared.config.machine.clone(),
             mode: core.sequencer.mode().name(),
             connection: core.connection.clone(),
+            connection_failure: core.connection_failure.clone(),
             incarnation: core.sequencer.incarnation().to_string(),
             incarnation_id: core.sequencer.incarnation(),
             next_seq: core.next_seq(),
@@ -145,6 +146,9 @@ impl Agent {
     pub async fn mark(&self, label: &str) -> Result<Marked, AgentError> {
         if label.len() > LABEL_BYTES_MAX {
             return Err(AgentError::Label { bytes: label.len(), max: LABEL_BYTES_MAX });
+        }
+        if label.chars().any(char::is_control) {
+            return Err(AgentError::LabelText);
         }
         let id = self.shared.random.bits();
         let mut stored = self.shared.stored.subscribe();
@@ -204,6 +208,8 @@ impl Agent {
         if let Some(&extent) = differing.iter().find(|extent| extent.end() > size) {
             return Err(AgentError::CompareRange { disk: name, extent, size });
         }
+        // What differs may be a hole here and bytes in the log.
+        core.fresh_stream = false;
         let batch = core.map.open_batch();
         let regions = &mut core.disks[disk].regions;
         let wait = differing.iter().filter_map(|extent| regions.mark_to_drain(*extent, batch)).max();
@@ -366,6 +372,7 @@ fn first_core(config: &AgentConfig, loaded: Loaded, map_failed: bool, now: Times
         sent: freed.position.seq,
         sent_max: freed.position.seq,
         connection: None,
+        connection_failure: None,
         refusal: None,
         compared_to: None,
         life: 1,

@@ -82,6 +82,8 @@ pub(crate) struct Core {
     pub(crate) sent_max: Seq,
     /// Address of the process server, while a session is up.
     pub(crate) connection: Option<String>,
+    /// Why the last try gave no connection; nothing while there is one.
+    pub(crate) connection_failure: Option<String>,
     pub(crate) refusal: Option<RefusalStatus>,
     /// Set when a compare has run: the next HELLO rests on it.
     pub(crate) compared_to: Option<Seq>,
@@ -89,7 +91,8 @@ pub(crate) struct Core {
     pub(crate) compares: Vec<Option<Seq>>,
     /// Counts incarnations of this process; whoever works for an older one stops.
     pub(crate) life: u64,
-    /// The stream was empty when this incarnation began: holes need no record.
+    /// The stream was empty when this incarnation began, and every change since became a record: holes need none. A change
+    /// that was kept as a bit, or left undecided, may have made a hole where the log has bytes, and ends this.
     pub(crate) fresh_stream: bool,
     /// When data mode was left, or the agent started without it.
     pub(crate) inconsistent_since: Option<Timestamp>,
@@ -144,6 +147,7 @@ impl Core {
 
     /// The source failed a change, or left it undecided: its range is to drain.
     pub(crate) fn complete_failed(&mut self, now: Timestamp, disk: usize, extent: Extent, why: &str) {
+        self.fresh_stream = false;
         self.disks[disk].regions.complete(extent, None);
         let name = &self.disks[disk].name;
         let text = format!("disk {name} failed a write of {extent}: {why}; the range will be read again and sent");
@@ -153,6 +157,7 @@ impl Core {
 
     /// A FLUSH of the source failed.
     pub(crate) fn flush_failed(&mut self, now: Timestamp, disk: usize, why: &str) {
+        self.fresh_stream = false;
         let regions = self.disks[disk].regions.flush_failed();
         let name = &self.disks[disk].name;
         let text =
@@ -180,6 +185,7 @@ impl Core {
     pub(crate) fn enter_bitmap(&mut self, now: Timestamp, cause: DrainCause, why: &str) {
         let from = self.sequencer.mode();
         if self.sequencer.enter_bitmap(cause) {
+            self.fresh_stream = false;
             self.inconsistent_since.get_or_insert(now);
             let text = format!("from {} to bitmap mode: {why}; writes go on and will be drained", from.name());
             self.event(now, Severity::Warning, EventKind::ModeChanged, text);

@@ -141,7 +141,8 @@ async fn drain_extent(
 ) -> Result<(), GivenUp> {
     let source = &shared.disks[disk].source;
     if fresh && !past_cache && source.allocated(extent).await.map_err(GivenUp::Source)?.is_empty() {
-        // The stream began empty, so a hole needs no record: whatever was written to it since the stream began is one.
+        // The stream began empty and has every change since as a record, so a hole needs none. A change that becomes a
+        // bit while this is asked makes the region to drain once more.
         return Ok(());
     }
     for piece in extent.split_at_multiples(DRAIN_READ_BYTES) {

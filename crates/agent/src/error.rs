@@ -36,6 +36,9 @@ pub enum AgentError {
         /// The most.
         max: usize,
     },
+    /// The label would break the lines of whoever prints it: leave control characters out.
+    #[error("the label holds a line break or another control character: use printable text")]
+    LabelText,
     /// A compare named what is not on the disk: run it again.
     #[error(
         "compare result {extent} lies outside disk {disk} of {size} bytes: run the compare against the disk as it is now"

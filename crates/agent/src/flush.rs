@@ -30,6 +30,19 @@ struct Flushed {
     /// Requests that had arrived when the last flush was issued.
     covers: u64,
     error: Option<std::io::ErrorKind>,
+    /// A failure that only we saw. Linux reports it once, so the next client's flush would succeed and vouch for what
+    /// was lost: it is owed this error instead.
+    owed: Option<std::io::ErrorKind>,
+}
+
+/// Flushes a source for a client, who is told of every failure since its last flush, whoever met it.
+pub(crate) async fn flush_for_client(shared: &Shared, disk: usize) -> std::io::Result<()> {
+    let result = flush_source(shared, disk).await;
+    let owed = shared.disks[disk].flushes.last.lock().await.owed.take();
+    match owed {
+        Some(kind) if result.is_ok() => Err(kind.into()),
+        _ => result,
+    }
 }
 
 /// Flushes a source: everything completed before the call is durable, or the regions concerned are to drain. Must run
@@ -55,6 +68,7 @@ pub(crate) async fn flush_source(shared: &Shared, disk: usize) -> std::io::Resul
         Err(e) => {
             core.flush_failed(now, disk, &e.to_string());
             last.error = Some(e.kind());
+            last.owed = Some(e.kind());
         }
     }
     shared.ring_after_change(core);
@@ -85,7 +99,7 @@ pub(crate) async fn clear(shared: &Shared) {
             core.disks[disk].regions.wants_flush(core.stored_position().seq)
         };
         if wanted {
-            // A failure was handled where it was seen; the regions concerned simply stay.
+            // A failure was handled where it was seen: the regions concerned stay, and a client is owed the error.
             let _ = flush_source(shared, disk).await;
         }
     }

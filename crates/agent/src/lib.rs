@@ -37,7 +37,7 @@ mod state_dir;
 mod status;
 mod watchman;
 
-pub use agent::{Agent, AgentParts};
+pub use agent::{Agent, AgentParts, LABEL_BYTES_MAX};
 pub use api::{Marked, StopOutcome};
 pub use config::{AgentConfig, AgentDisk};
 pub use error::AgentError;

@@ -18,7 +18,7 @@ use nbd::{BlockStatus, Errno, Export, ZeroFlags};
 use tokio::time::Instant;
 
 use crate::core::Change;
-use crate::flush::flush_source;
+use crate::flush::flush_for_client;
 use crate::shared::Shared;
 
 /// Pieces in which a trimmed range is read back when the source does not promise zeros: bounds memory and lock time.
@@ -146,7 +146,7 @@ impl Splitter {
     }
 
     async fn flush_now(&self) -> Result<(), Errno> {
-        flush_source(&self.shared, self.disk).await.map_err(|e| errno(&e))
+        flush_for_client(&self.shared, self.disk).await.map_err(|e| errno(&e))
     }
 }
 

@@ -51,7 +51,7 @@ impl RealDir {
     /// Creates the directory if need be, and locks it. `WouldBlock` if another agent holds it.
     pub(crate) async fn open(path: PathBuf) -> io::Result<Self> {
         blocking(move || {
-            std::fs::create_dir_all(&path)?;
+            create_dir_durably(&path)?;
             let lock = OpenOptions::new().create(true).write(true).truncate(false).open(path.join("lock"))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
             Ok(RealDir { path, _lock: lock })
@@ -62,6 +62,19 @@ impl RealDir {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
+}
+
+/// Creates a directory with all above it. A map that is durable in a directory that is not would be lost with it.
+fn create_dir_durably(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    // The parent of a relative name of one part is the empty name.
+    let parent = path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let Some(parent) = parent else { return std::fs::create_dir_all(path) };
+    create_dir_durably(parent)?;
+    std::fs::create_dir_all(path)?;
+    sync_dir(parent)
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

@@ -13,6 +13,8 @@ pub struct AgentStatus {
     pub mode: &'static str,
     /// Address of the process server in use, or nothing while there is none.
     pub connection: Option<String>,
+    /// Why the last try gave no connection; nothing while there is one, and before the first try.
+    pub connection_failure: Option<String>,
     /// The present incarnation.
     pub incarnation: String,
     /// The same, as a value.

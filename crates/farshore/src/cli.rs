@@ -135,9 +135,20 @@ pub struct MachineArgs {
 pub struct MarkArgs {
     /// The machine
     pub machine: MachineName,
-    /// What to call the point; at most 200 bytes
-    #[arg(long)]
+    /// What to call the point; printable text of at most 200 bytes
+    #[arg(long, value_parser = label)]
     pub label: String,
+}
+
+/// The agent's rule, told before it is asked.
+fn label(text: &str) -> Result<String, String> {
+    if text.len() > agent::LABEL_BYTES_MAX {
+        return Err(format!("a label of {} bytes is too long: use at most {}", text.len(), agent::LABEL_BYTES_MAX));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("the label holds a line break or another control character: use printable text".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// `unprotect`
@@ -201,7 +212,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SEL", help = AT)]
     #[expect(missing_docs, reason = "the help text is the documentation")]
     pub at: Selector,
-    /// Where: unix:PATH or tcp:HOST:PORT; a TCP client is not asked who it is
+    /// Where: unix:PATH, tcp:HOST:PORT (clients are not asked who they are), or tls:HOST:PORT (they must show a
+    /// certificate of the site; needs the configuration)
     #[arg(long, value_name = "ADDRESS")]
     pub listen: ListenAddress,
     /// New file for what clients write; without it a nameless temporary file takes it

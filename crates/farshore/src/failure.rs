@@ -93,6 +93,33 @@ pub fn one_line(error: &anyhow::Error) -> String {
     line
 }
 
+/// What is wrong with a command line, on one line with the way to its help. The parser's own text takes several, repeats
+/// what was typed without a bound, and would let a line break in an argument through.
+pub fn usage_line(error: &clap::Error) -> String {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    use std::error::Error;
+    let help = "; see `farshore --help`";
+    // Our own parsers quote the value themselves, cut to a length that can be read.
+    if error.kind() == ErrorKind::ValueValidation
+        && let (Some(why), Some(ContextValue::String(argument))) = (error.source(), error.get(ContextKind::InvalidArg))
+    {
+        return format!("{argument}: {}{help}", printable(&why.to_string()));
+    }
+    let text = error.render().to_string();
+    let said = text.strip_prefix("error: ").unwrap_or(&text);
+    let lines = said.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more info"));
+    let line = lines.filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    format!("{}{help}", printable(&line))
+}
+
+/// Longest text of a usage error in characters.
+const USAGE_CHARS_MAX: usize = 400;
+
+/// Cut to a length that can be read, without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(USAGE_CHARS_MAX).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +135,28 @@ mod tests {
         assert_eq!(exit_of(&wrapped(wrong_key.into())), Exit::Usage);
         let missing = store::StoreError::Missing { path: "p".into(), because: "q".into() };
         assert_eq!(exit_of(&wrapped(missing.into())), Exit::Damage);
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line_however_long_the_argument() {
+        use clap::Parser;
+        let long = "x".repeat(100_000);
+        for args in [
+            &["restore", "web"][..],
+            &["frobnicate"],
+            &["points", "a\nb"],
+            &["restore", "web", "--at", &long, "--to", "x", "--format", "raw"],
+            &["restore", "web", "--at", "latest", "--to", "x", "--format", &long],
+            &["points", "web", "--no-such\nflag"],
+            &["points", &long],
+        ] {
+            let line = crate::cli::Cli::try_parse_from([&["farshore"], args].concat()).map(|_| ()).expect_err("wrong");
+            let line = usage_line(&line);
+            assert!(!line.chars().any(char::is_control) && line.len() < 600, "{line}");
+            assert!(line.ends_with("see `farshore --help`") && !line.starts_with("error"), "{line}");
+        }
+        let told = crate::cli::Cli::try_parse_from(["farshore", "points", "../x"]).map(|_| ()).expect_err("wrong");
+        assert!(usage_line(&told).starts_with("<MACHINE>: \"../x\" is not a valid name"), "{}", usage_line(&told));
     }
 
     #[test]

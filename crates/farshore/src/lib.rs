@@ -35,7 +35,15 @@ use cli::{Cli, Command};
 pub fn main() -> ExitCode {
     // Another part of the process may have chosen its provider already; it is the same one in every Farshore binary.
     let _already_chosen = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version go to standard output and are no mistake.
+        Err(answer) if !answer.use_stderr() => answer.exit(),
+        Err(mistake) => {
+            eprintln!("farshore: {}", failure::usage_line(&mistake));
+            return failure::Exit::Usage.into();
+        }
+    };
     log_to_stderr(&cli.command);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

@@ -4,16 +4,25 @@
 //! ca.crt ca.key                       made by init; ca.key may be kept on one host only
 //! process-server.crt .key             the server of this site
 //! agent-<machine>.crt .key            one for each machine
+//! nbd-<machine>.crt .key              for its exports over TLS, where it has any
+//! nbd-client/                         what their clients need
 //! ```
 //! A certificate near its end is renewed in place where the CA's key is: the new pair is complete and synced before it
 //! takes the old one's name, key first, so a crash between leaves a pair that does not fit and is renewed again.
 
+pub mod nbd;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use model::MachineName;
-use transport::{Authority, Identity, Role};
+use transport::{Authority, Identity, IssuedCertificate, Role};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 
 use crate::failure::usage;
 
@@ -25,7 +34,21 @@ const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The identity of a role, issued first if need be.
 pub fn identity(ca_dir: &Path, role: Role, name: &MachineName) -> anyhow::Result<Identity> {
     let (certificate, key) = ensure(ca_dir, role, name)?;
-    Ok(Identity::load(&ca_dir.join("ca.crt"), &certificate, &key)?)
+    let identity = Identity::load(&ca_dir.join("ca.crt"), &certificate, &key)?;
+    check_holder(&certificate, identity.peer(), role, name)?;
+    Ok(identity)
+}
+
+/// The peer takes the certificate's word for who we are: with another machine's certificate, this machine's disks would
+/// go into the other one's stream. A process server is trusted for its role, whatever its site is called.
+fn check_holder(certificate: &Path, holder: &transport::Peer, role: Role, name: &MachineName) -> anyhow::Result<()> {
+    if holder.role == role && (role == Role::ProcessServer || holder.name == *name) {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{} was issued to {holder}, not to {role} {name}: put the certificate and key of {role} {name} there",
+        certificate.display()
+    )))
 }
 
 /// Makes sure that the certificate of a role is there and not about to expire; returns its files.
@@ -35,54 +58,169 @@ pub fn ensure(ca_dir: &Path, role: Role, name: &MachineName) -> anyhow::Result<(
         Role::Agent => format!("agent-{name}"),
         Role::Applier => "applier".to_owned(),
     };
-    let certificate = ca_dir.join(format!("{stem}.crt"));
-    let key = ca_dir.join(format!("{stem}.key"));
-    let here = certificate.exists() && key.exists();
-    if here && !expires_soon(&certificate) {
-        return Ok((certificate, key));
-    }
-    if !ca_dir.join("ca.key").exists() {
-        if here {
-            tracing::warn!(file = %certificate.display(), "the certificate is near its end: renew it where ca.key is");
-            return Ok((certificate, key));
-        }
-        return Err(usage(format!(
-            "no certificate {} and no CA key beside it to issue one: copy {stem}.crt and {stem}.key from the host that \
-             has ca.key, after starting `farshore process-server` there with this machine in its configuration",
-            certificate.display()
-        )));
-    }
-    // Roles start at once and may want the same certificate: one issues it, the others find it.
-    let lock_path = ca_dir.join(".lock");
-    let lock = std::fs::File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-    lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
-    if certificate.exists() && key.exists() && !expires_soon(&certificate) {
-        return Ok((certificate, key));
-    }
-    let issued = Authority::load(ca_dir)?.issue(role, name, LIFETIME)?;
-    let (new_certificate, new_key) = (ca_dir.join(format!(".{stem}.crt")), ca_dir.join(format!(".{stem}.key")));
-    for leftover in [&new_certificate, &new_key] {
-        if leftover.exists() {
-            std::fs::remove_file(leftover).with_context(|| format!("cannot remove {}", leftover.display()))?;
-        }
-    }
-    issued.save(&new_certificate, &new_key)?;
-    for (from, to) in [(&new_key, &key), (&new_certificate, &certificate)] {
-        std::fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))?;
-    }
-    std::fs::File::open(ca_dir)
-        .and_then(|d| d.sync_all())
-        .with_context(|| format!("cannot sync {}", ca_dir.display()))?;
-    tracing::info!(file = %certificate.display(), "issued a certificate");
-    Ok((certificate, key))
+    let pair = Pair::of_stem(ca_dir, &stem);
+    pair.ensure(ca_dir, &BTreeSet::new(), |authority, _| authority.issue(role, name, LIFETIME))?;
+    Ok((pair.certificate, pair.key))
 }
 
-/// Whether it is near or past its end. What cannot be read is left to the loader, which says what is wrong with it.
-fn expires_soon(certificate: &Path) -> bool {
-    let Ok(pem) = std::fs::read(certificate) else { return false };
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return false };
-    let Ok(parsed) = pem.parse_x509() else { return false };
+/// Whether certificates can be issued here.
+pub fn can_issue(ca_dir: &Path) -> bool {
+    ca_dir.join("ca.key").exists()
+}
+
+/// A certificate and its key.
+struct Pair {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// What is known of a pair without trusting it.
+enum Found {
+    Missing,
+    /// It does not speak for these names.
+    Lacks(Vec<String>),
+    /// It can be used, and must soon be renewed.
+    Old,
+    Good,
+}
+
+impl Pair {
+    fn of_stem(ca_dir: &Path, stem: &str) -> Self {
+        Self { certificate: ca_dir.join(format!("{stem}.crt")), key: ca_dir.join(format!("{stem}.key")) }
+    }
+
+    /// Makes sure that the pair is there, speaks for `hosts` and is not about to expire. `issue` gets the hosts to name:
+    /// those that the certificate in place has, and those asked for.
+    fn ensure(
+        &self,
+        ca_dir: &Path,
+        hosts: &BTreeSet<String>,
+        issue: impl FnOnce(&Authority, &BTreeSet<String>) -> Result<IssuedCertificate, transport::TransportError>,
+    ) -> anyhow::Result<()> {
+        let found = self.found(hosts);
+        if matches!(found, Found::Good) {
+            return Ok(());
+        }
+        if !can_issue(ca_dir) {
+            return self.without_the_ca_key(&found);
+        }
+        let _lock = lock(ca_dir)?;
+        // Roles start at once and may want the same certificate: one issues it, the others find it.
+        if matches!(self.found(hosts), Found::Good) {
+            return Ok(());
+        }
+        let mut all =
+            if hosts.is_empty() { BTreeSet::new() } else { read(&self.certificate, hosts_of).unwrap_or_default() };
+        all.extend(hosts.iter().cloned());
+        if all.len() > nbd::HOSTS_MAX {
+            all.clone_from(hosts);
+        }
+        self.replace(&issue(&Authority::load(ca_dir)?, &all)?)?;
+        tracing::info!(file = %self.certificate.display(), "issued a certificate");
+        Ok(())
+    }
+
+    /// What cannot be read counts as good: the loader says what is wrong with it.
+    fn found(&self, hosts: &BTreeSet<String>) -> Found {
+        if !self.certificate.exists() || !self.key.exists() {
+            return Found::Missing;
+        }
+        let look = |parsed: &X509Certificate<'_>| {
+            let named = hosts_of(parsed);
+            let lacks: Vec<String> = hosts.difference(&named).cloned().collect();
+            match lacks.is_empty() {
+                false => Found::Lacks(lacks),
+                true if expires_soon(parsed) => Found::Old,
+                true => Found::Good,
+            }
+        };
+        read(&self.certificate, look).unwrap_or(Found::Good)
+    }
+
+    fn without_the_ca_key(&self, found: &Found) -> anyhow::Result<()> {
+        let (certificate, key) = (self.certificate.display(), self.key.display());
+        match found {
+            Found::Good => Ok(()),
+            Found::Old => {
+                tracing::warn!(file = %certificate, "the certificate is near its end: renew it where ca.key is");
+                Ok(())
+            }
+            Found::Missing => Err(usage(format!(
+                "no certificate {certificate} and no CA key beside it to issue one: copy it and {key} from the host that \
+                 has ca.key, after starting `farshore process-server` there with this machine in its configuration"
+            ))),
+            Found::Lacks(hosts) => Err(usage(format!(
+                "certificate {certificate} is not for {}, and there is no CA key beside it to issue another: start \
+                 `farshore process-server` with this listen address where ca.key is, then copy it and {key} from there",
+                hosts.join(", ")
+            ))),
+        }
+    }
+
+    fn replace(&self, issued: &IssuedCertificate) -> anyhow::Result<()> {
+        let (new_certificate, new_key) = (beside(&self.certificate), beside(&self.key));
+        for leftover in [&new_certificate, &new_key] {
+            if leftover.exists() {
+                std::fs::remove_file(leftover).with_context(|| format!("cannot remove {}", leftover.display()))?;
+            }
+        }
+        issued.save(&new_certificate, &new_key)?;
+        put_in_place(&new_key, &self.key)?;
+        put_in_place(&new_certificate, &self.certificate)
+    }
+}
+
+/// Held while certificates are written.
+fn lock(ca_dir: &Path) -> anyhow::Result<File> {
+    let path = ca_dir.join(".lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// Where the next version of a file is made.
+fn beside(file: &Path) -> PathBuf {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!(".{name}"))
+}
+
+/// Renames, durably.
+fn put_in_place(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let dir = to.parent().unwrap_or(Path::new("/"));
+    std::fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))?;
+    File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("cannot sync {}", dir.display()))
+}
+
+/// Looks into a certificate's file.
+fn read<T>(certificate: &Path, look: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
+    let pem = std::fs::read(certificate).ok()?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).ok()?;
+    let parsed = pem.parse_x509().ok()?;
+    Some(look(&parsed))
+}
+
+/// Whether it is near or past its end.
+fn expires_soon(certificate: &X509Certificate<'_>) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let limit = i64::try_from((now + RENEW_BEFORE).as_secs()).unwrap_or(i64::MAX);
-    parsed.validity().not_after.timestamp() < limit
+    certificate.validity().not_after.timestamp() < limit
 }
+
+/// The DNS names and addresses it speaks for.
+fn hosts_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return BTreeSet::new() };
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(host).collect()
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok();
+    v4.or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
+}
+
+#[cfg(test)]
+mod tests;

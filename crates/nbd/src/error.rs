@@ -11,6 +11,9 @@ pub enum Error {
     /// The other side is gone, or the network failed.
     #[error("connection lost: {0}")]
     Io(#[from] io::Error),
+    /// The two sides could not agree on TLS: most often one does not trust the other's certificate.
+    #[error("TLS failed: {0}")]
+    Tls(#[source] io::Error),
     /// The bytes received are not the protocol's.
     #[error("expected {what}, received {found:#x}: the other side does not speak NBD or lost its place")]
     Magic {
@@ -61,7 +64,7 @@ pub enum Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Io(error) => error,
+            Error::Io(error) | Error::Tls(error) => error,
             Error::HandshakeTimeout(_) => Self::new(io::ErrorKind::TimedOut, error),
             Error::Refused { .. } => Self::new(io::ErrorKind::ConnectionRefused, error),
             other => Self::new(io::ErrorKind::InvalidData, other),

@@ -58,7 +58,9 @@ pub enum StoreError {
         because: String,
     },
     /// The key is of another vault than the store: use the right key.
-    #[error("this key does not open the store: store holds vault {store}, key is of vault {key}")]
+    #[error(
+        "this key does not open the store: store holds vault {store}, key is of vault {key}; give the key of the vault"
+    )]
     WrongKey {
         /// The store's vault.
         store: String,

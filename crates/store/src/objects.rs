@@ -157,9 +157,10 @@ impl Store {
         }
     }
 
-    /// Paths below `prefix` with their sizes, in order. For display, purge and sweeping: no safety rests on it.
+    /// Paths below the folder `prefix`, whole names only (`machine/db` and `machine/db/` leave out `machine/db-2`), with
+    /// their sizes, in order. For display, purge and sweeping: no safety rests on it.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
-        let location = location("list", prefix)?;
+        let location = location("list", prefix.strip_suffix('/').unwrap_or(prefix))?;
         let mut stream = self.inner.list(Some(&location));
         let mut found = Vec::new();
         loop {

@@ -4,7 +4,9 @@
 //! usage: agents and appliers are clients, process servers are servers. A process server's certificate also carries one
 //! fixed DNS name, so that the standard verifier can be used although gateways come and go under any host name.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::files::{credentials, read_pem, warn_if_shared, write_pair};
+use crate::nbd::NBD_CLIENT_URI;
 use crate::tls::SERVER_DNS_NAME;
 use crate::{Role, TransportError, clock};
 
@@ -35,8 +38,11 @@ const LIFETIME_MAX: Duration = Duration::from_secs(20 * YEAR_SECONDS);
 /// Certificates are valid from this long before their making, for clocks that are behind.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
-/// A common name has at most 64 characters (RFC 5280, ub-common-name), of which ours takes twelve.
-const SITE_CHARS_MAX: usize = 52;
+/// Characters of a common name (RFC 5280, ub-common-name).
+const COMMON_NAME_CHARS_MAX: usize = 64;
+
+/// Characters of a site's name in its CA's common name, twelve of which are ours.
+const SITE_CHARS_MAX: usize = COMMON_NAME_CHARS_MAX - 12;
 
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;
 
@@ -134,6 +140,53 @@ impl Authority {
         self.issue_at(role, name, clock::unix_seconds(), lifetime)
     }
 
+    /// Issues the certificate of a machine's NBD exports, for the DNS names and addresses by which clients reach them.
+    ///
+    /// # Errors
+    /// [`TransportError::Credentials`] if a name can stand in no certificate.
+    pub fn issue_nbd_server(
+        &self,
+        machine: &MachineName,
+        hosts: &BTreeSet<String>,
+        lifetime: Duration,
+    ) -> Result<IssuedCertificate, TransportError> {
+        let names = hosts.iter().map(|host| {
+            Ok(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(host.as_str().try_into()?),
+            })
+        });
+        let common = format!("farshore nbd {machine}").chars().take(COMMON_NAME_CHARS_MAX).collect();
+        self.issue_nbd(common, names.collect(), ExtendedKeyUsagePurpose::ServerAuth, lifetime)
+    }
+
+    /// Issues a certificate that entitles its holder to use every NBD export of the site that is offered over TLS, and to
+    /// nothing else.
+    pub fn issue_nbd_client(&self, lifetime: Duration) -> Result<IssuedCertificate, TransportError> {
+        let names = NBD_CLIENT_URI.try_into().map(|uri| vec![SanType::URI(uri)]);
+        self.issue_nbd("farshore nbd client".into(), names, ExtendedKeyUsagePurpose::ClientAuth, lifetime)
+    }
+
+    /// NBD certificates say what they are for by extended usage alone: QEMU up to 10.0 refuses a certificate whose key
+    /// usage lacks key encipherment, which RFC 8813 forbids to keys of elliptic curves.
+    fn issue_nbd(
+        &self,
+        common: String,
+        names: Result<Vec<SanType>, rcgen::Error>,
+        usage: ExtendedKeyUsagePurpose,
+        lifetime: Duration,
+    ) -> Result<IssuedCertificate, TransportError> {
+        let failed = |error: rcgen::Error| {
+            let why = format!("certificate for {common} cannot be issued: {error}");
+            credentials(Path::new(CERTIFICATE_FILE), why)
+        };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name(common.clone());
+        params.subject_alt_names = names.map_err(failed)?;
+        params.extended_key_usages = vec![usage];
+        self.sign(params, clock::unix_seconds(), lifetime).map_err(failed)
+    }
+
     /// As [`Authority::issue`], at a time given in seconds since 1970.
     pub(crate) fn issue_at(
         &self,
@@ -145,7 +198,6 @@ impl Authority {
         let failed = |error: rcgen::Error| {
             credentials(Path::new(CERTIFICATE_FILE), format!("certificate for {role} {name} cannot be issued: {error}"))
         };
-        let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(name.to_string());
         params.subject_alt_names = names(role, name).map_err(failed)?;
@@ -154,9 +206,20 @@ impl Authority {
             Role::Agent | Role::Applier => ExtendedKeyUsagePurpose::ClientAuth,
             Role::ProcessServer => ExtendedKeyUsagePurpose::ServerAuth,
         }];
+        self.sign(params, now, lifetime).map_err(failed)
+    }
+
+    /// A new key, and the CA's signature under what is said of it.
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        now: u64,
+        lifetime: Duration,
+    ) -> Result<IssuedCertificate, rcgen::Error> {
+        let key = KeyPair::generate()?;
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, now, lifetime.min(LIFETIME_MAX));
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(IssuedCertificate { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 }

@@ -11,6 +11,7 @@ mod failure;
 mod files;
 mod frame;
 mod listener;
+mod nbd;
 mod quic;
 mod tls;
 
@@ -22,5 +23,6 @@ pub use connection::{ByteStream, Connection, TransportKind, connect, connect_wit
 pub use error::TransportError;
 pub use frame::{FrameReader, FrameWriter};
 pub use listener::{Listener, ListenerLimits};
+pub use nbd::nbd_server_config;
 pub use quic::Congestion;
 pub use tls::{Identity, Peer, Role};

@@ -4,6 +4,7 @@
 mod carriers;
 mod framing;
 mod identity;
+mod nbd;
 
 use std::time::Duration;
 

@@ -147,9 +147,7 @@ impl Identity {
     ) -> Result<Self, TransportError> {
         let roots = Arc::new(roots(ca_file, ca)?);
         let chain = certificates(certificate_file, certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| {
-            credentials(key_file, format!("not a PEM private key ({e}): give the certificate's key file"))
-        })?;
+        let key = private_key(key_file, key)?;
         check_validity(certificate_file, &chain[0], "issue a new certificate from the site's CA")?;
         let peer = peer_of(&chain[0]).map_err(|why| {
             credentials(certificate_file, format!("{why}: give a certificate that the site's CA issued to a role"))
@@ -159,13 +157,7 @@ impl Identity {
             let why = format!("not accepted by the CA in {}: {error}; issue it from this CA", ca_file.display());
             credentials(certificate_file, why)
         })?;
-        let no_match = |error: rustls::Error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                let why = format!("not the key of {}: give the file made with it", certificate_file.display());
-                credentials(key_file, why)
-            }
-            other => credentials(key_file, format!("cannot be used: {other}")),
-        };
+        let no_match = |error| no_match(certificate_file, key_file, error);
         let client = verifiers.client_config(chain.clone(), key.clone_key()).map_err(no_match)?;
         let server = verifiers.server_config(chain, key).map_err(no_match)?;
         Ok(Self { peer, client: Arc::new(client), server: Arc::new(server), revoked: Arc::default() })
@@ -254,7 +246,7 @@ pub(crate) fn server_name() -> ServerName<'static> {
     ServerName::try_from(SERVER_DNS_NAME).expect("a constant that is a valid DNS name")
 }
 
-fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TransportError> {
+pub(crate) fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TransportError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(file, pem)? {
         check_validity(file, &certificate, "make a new CA and issue every certificate anew")?;
@@ -264,7 +256,7 @@ fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TransportError> {
 }
 
 /// At least one certificate.
-fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TransportError> {
+pub(crate) fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TransportError> {
     let mut found = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem).take(CHAIN_MAX) {
         found
@@ -276,7 +268,27 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(found)
 }
 
-fn check_validity(file: &Path, certificate: &CertificateDer<'_>, remedy: &str) -> Result<(), TransportError> {
+pub(crate) fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TransportError> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|e| credentials(file, format!("not a PEM private key ({e}): give the certificate's key file")))
+}
+
+/// What to say of a certificate and a key that TLS does not take together.
+pub(crate) fn no_match(certificate_file: &Path, key_file: &Path, error: rustls::Error) -> TransportError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let why = format!("not the key of {}: give the file made with it", certificate_file.display());
+            credentials(key_file, why)
+        }
+        other => credentials(key_file, format!("cannot be used: {other}")),
+    }
+}
+
+pub(crate) fn check_validity(
+    file: &Path,
+    certificate: &CertificateDer<'_>,
+    remedy: &str,
+) -> Result<(), TransportError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| credentials(file, format!("not a certificate: {error}")))?;
     let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);

@@ -7,6 +7,7 @@
 mod backoff;
 mod session;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) async fn run(shared: &Arc<Shared>) {
     let mut backoff = Backoff::new(shared.random.bits());
     let mut server = 0;
+    // What was last told of each server: as many as are configured.
+    let mut told = BTreeMap::new();
     loop {
         wait_while_refused(shared).await;
         let address = shared.config.process_servers[server % shared.config.process_servers.len()].clone();
@@ -42,16 +45,29 @@ pub(crate) async fn run(shared: &Arc<Shared>) {
             SessionEnd::Failed(why) if was_up => {
                 shared.event(Severity::Warning, EventKind::Connection, format!("lost process server {address}: {why}"));
             }
-            SessionEnd::Failed(why) => tracing::debug!("no session with process server {address}: {why}"),
+            SessionEnd::Failed(why) => failed_to_connect(shared, &address, why, &mut told),
         }
         shared.ring_all();
         if was_up {
             backoff.reset();
+            told.clear();
         } else {
             server += 1;
         }
         // A new incarnation need not wait: nobody is overloaded by it.
         let _ = timeout(backoff.next(), shared.life.subscribe().changed()).await;
+    }
+}
+
+/// Kept for the status, and an event when an outage begins or changes its reason.
+fn failed_to_connect(shared: &Shared, address: &str, why: String, told: &mut BTreeMap<String, String>) {
+    let text = format!("no session with process server {address}: {why}");
+    shared.core().connection_failure = Some(text.clone());
+    let before = told.insert(address.to_owned(), why.clone());
+    if before.is_none_or(|before| before != why) {
+        shared.event(Severity::Warning, EventKind::Connection, text);
+    } else {
+        tracing::debug!("{text}");
     }
 }
 

@@ -184,6 +184,7 @@ fn begin(shared: &Shared, address: &str, head: &LogHead) {
         let mut core = shared.core();
         core.sent = head.position.seq;
         core.connection = Some(address.to_owned());
+        core.connection_failure = None;
         core.refusal = None;
         let text = format!("connected to process server {address}; the log's head is seq {}", head.position.seq);
         core.event(now, Severity::Info, EventKind::Connection, text);

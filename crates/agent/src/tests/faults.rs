@@ -202,6 +202,22 @@ async fn after_a_failed_flush_what_it_lost_is_read_past_the_cache() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failure_that_only_our_own_flush_met_is_told_to_the_next_client() {
+    let rig = Rig::new(1, 1 << 20);
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    until_settled(&agent).await;
+    rig.disks[0].1.fail_next(Op::Flush, Fault::Torn(5));
+    let before = rig.disks[0].1.count(Op::Flush);
+    export.write(0, stamped(1, 8192), false).await.expect("written");
+    while rig.disks[0].1.count(Op::Flush) == before {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(export.flush().await, Err(Errno::Io), "what was acknowledged may be lost");
+    assert_eq!(export.flush().await, Ok(()), "told once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bit_is_durable_before_the_first_write_in_its_region() {
     let rig = Rig::new(1, 1 << 20);
     let agent = rig.start().await;
@@ -243,4 +259,43 @@ async fn a_disk_that_grew_or_came_drains_what_is_new_alone() {
     let status = until_settled(&agent).await;
     rig.assert_log_equals_sources();
     assert_eq!(status.counters.drained_bytes, (256 + 128) << 10);
+}
+
+/// A disk whose first region was written and sent; then bitmap mode.
+async fn written_then_overflowed() -> (Rig, std::sync::Arc<crate::Agent>, std::sync::Arc<dyn nbd::Export>) {
+    let rig = Rig::new(1, 4 << 20);
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    export.write(0, stamped(1, REGION as usize), false).await.expect("written");
+    until_settled(&agent).await;
+    rig.peer.set(|b| b.stalled = true);
+    for n in 16..56 {
+        export.write(n * REGION, stamped(n, REGION as usize), false).await.expect("written");
+    }
+    until(&agent, "in bitmap mode", |s| s.mode == "bitmap").await;
+    (rig, agent, export)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_made_in_bitmap_mode_reaches_a_stream_that_began_empty() {
+    let (rig, agent, export) = written_then_overflowed().await;
+    export.trim(0, REGION, false).await.expect("trimmed");
+    rig.peer.set(|b| b.stalled = false);
+    until_settled(&agent).await;
+    rig.assert_log_equals_sources();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_a_compare_found_reaches_a_stream_that_began_empty() {
+    let rig = Rig::new(1, 1 << 20);
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    export.write(0, stamped(1, REGION as usize), false).await.expect("written");
+    until_settled(&agent).await;
+    let region = Extent::new(0, REGION).expect("aligned");
+    disk::Disk::zero(rig.disks[0].1.as_ref(), region, true).await.expect("behind the agent's back");
+    assert!(!rig.log_equals_sources());
+    compare(&rig, &agent).await;
+    until_settled(&agent).await;
+    rig.assert_log_equals_sources();
 }

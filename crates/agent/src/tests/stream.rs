@@ -73,6 +73,7 @@ async fn a_mark_returns_once_it_is_stored_and_is_refused_while_no_position_is_a_
         assert_eq!((mark.kind, mark.id, &mark.label[..]), (MarkKind::Application, marked.id.0, "before the upgrade"));
     }
     assert!(matches!(agent.mark(&"x".repeat(201)).await, Err(AgentError::Label { .. })));
+    assert!(matches!(agent.mark("two\nlines").await, Err(AgentError::LabelText)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::json;
+use applier::recover::{CompareReport, History, Resolved};
+use model::{Extent, Selector};
+use serde_json::{Value, json};
 
 use super::point;
 use crate::cli::{CompareArgs, Global};
 use crate::context;
-use crate::control::{ComparedRequest, Socket, call};
+use crate::control::{ComparedRequest, QUESTION_TIMEOUT, Socket, call};
 use crate::failure::{Exit, usage};
 use crate::output::{Output, bytes_text};
 
@@ -21,10 +23,17 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 pub async fn run(global: &Global, args: &CompareArgs, output: Output) -> anyhow::Result<Exit> {
     let device = disk::RawDisk::open(&args.with, false)
         .map_err(|e| usage(format!("cannot open {} to compare with: {e}", args.with.display())))?;
-    let reader = point::open(global, &args.machine, &args.at).await?;
-    let disk = reader.disk(&args.disk)?;
-    let report = applier::recover::compare(&disk, &device, point::progress("comparing")).await?;
-    let at = reader.at().position.seq;
+    let history = point::history(global, &args.machine).await?;
+    let (position, report) = match end_without_point(global, args, &history).await? {
+        Some(end) => (end, everything(&device)),
+        None => {
+            let resolved = history.resolve(&args.at, point::processed(global, &args.machine, &args.at).await?)?;
+            let disk = history.open(&resolved)?.disk(&args.disk)?;
+            let report = applier::recover::compare(&disk, &device, point::progress("comparing")).await?;
+            (resolved, report)
+        }
+    };
+    let at = position.position.seq;
     if args.drain {
         let socket = Socket::Agent(args.machine.clone()).path(&context::config(global)?);
         let request = ComparedRequest { disk: args.disk.clone(), at, extents: report.differing.clone() };
@@ -37,7 +46,7 @@ pub async fn run(global: &Global, args: &CompareArgs, output: Output) -> anyhow:
     let object = json!({
         "machine": args.machine,
         "disk": args.disk,
-        "position": point::position(reader.at()),
+        "position": point::position(&position),
         "equal": report.differing.is_empty(),
         "differing": report.differing,
         "differing_bytes": differing_bytes,
@@ -63,4 +72,25 @@ pub async fn run(global: &Global, args: &CompareArgs, output: Output) -> anyhow:
         text
     });
     Ok(if report.differing.is_empty() || args.drain { Exit::Done } else { Exit::Damage })
+}
+
+/// An agent that was refused goes on only from the log's very end, which is no point if the log ends inside a drain or is
+/// empty. Nothing can be compared with it then, so all of the disk counts as different.
+async fn end_without_point(global: &Global, args: &CompareArgs, history: &History) -> anyhow::Result<Option<Resolved>> {
+    if !args.drain || args.at != Selector::Latest || !history.draining() {
+        return Ok(None);
+    }
+    let socket = Socket::Agent(args.machine.clone()).path(&context::config(global)?);
+    let status = call(&socket, "/status", None, QUESTION_TIMEOUT).await?;
+    let head = history.head();
+    let refused = status["refusal"]["needs_compare"] == Value::Bool(true);
+    if refused {
+        tracing::warn!(machine = %args.machine, disk = %args.disk, head = %head.position,
+            "the log ends where no position is a point: nothing can be compared with it, the whole disk is drained");
+    }
+    Ok(refused.then_some(Resolved { position: head.position, time: head.time, digest: head.digest }))
+}
+
+fn everything(device: &disk::RawDisk) -> CompareReport {
+    CompareReport { differing: Extent::new(0, disk::Disk::size(device)).into_iter().collect(), bytes_compared: 0 }
 }

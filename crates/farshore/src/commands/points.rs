@@ -23,7 +23,11 @@ pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow:
         for point in &view.points {
             text += &format!(
                 "  id:{}  {}  seq:{:<12} {:<9} {}\n",
-                point.id, point.time, point.seq, point.kind, point.label
+                point.id,
+                point.time,
+                point.seq,
+                point.kind,
+                point.label.escape_debug()
             );
         }
         text += "Valid positions (any seq or time within)\n";

@@ -11,6 +11,7 @@ use super::point;
 use crate::cli::{Global, ServeArgs};
 use crate::output::{Output, bytes_text};
 use crate::roles::until_stopped;
+use crate::{context, pki};
 
 /// Requests in flight on one connection.
 const INFLIGHT_MAX: usize = 64;
@@ -24,10 +25,17 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
     let disk = reader.disk(&args.disk)?;
     let size = disk.size();
     let export = OverlayExport::create(disk, args.overlay.as_deref()).await?;
+    let tls = match args.listen.tls_host() {
+        None => None,
+        Some(_) => {
+            let config = context::config(global).context("a tls: address needs the certificates of the site")?;
+            pki::nbd::server_config(&config.site.ca, &args.machine, &args.listen)?
+        }
+    };
     let config = ServerConfig {
         name: args.disk.to_string(),
         listen: args.listen.clone(),
-        tls: None,
+        tls,
         inflight_max: INFLIGHT_MAX,
         connections_max: CONNECTIONS_MAX,
     };

@@ -65,6 +65,13 @@ fn text(object: &Value) -> String {
     let mut text = String::new();
     for (role, status) in object["roles"].as_object().into_iter().flatten() {
         text += &format!("{role}: {}\n", if status.is_null() { "not running here" } else { "running" });
+        for machine in status["machines"].as_array().into_iter().flatten() {
+            let name = machine["machine"].as_str().unwrap_or_default();
+            let troubles = [&machine["store_error"], &machine["last_error"], &machine["replica"]["last_error"]];
+            for trouble in troubles.into_iter().filter_map(Value::as_str) {
+                text += &format!("  {name}: {trouble}\n");
+            }
+        }
     }
     for machine in object["machines"].as_array().into_iter().flatten() {
         let name = machine["machine"].as_str().unwrap_or_default();
@@ -98,6 +105,9 @@ fn agent_text(name: &str, agent: &Value) -> String {
     );
     if let Some(refusal) = agent["refusal"]["text"].as_str() {
         text += &format!("  refused: {refusal}\n");
+    }
+    if let Some(failure) = agent["connection_failure"].as_str() {
+        text += &format!("  {failure}\n");
     }
     text
 }

@@ -1,12 +1,12 @@
 //! `farshore unprotect`: the end of a machine's protection.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use model::MachineName;
 
 use crate::cli::{Global, UnprotectArgs};
 use crate::config::Config;
 use crate::context;
-use crate::control::{QUESTION_TIMEOUT, Socket, call};
+use crate::control::{QUESTION_TIMEOUT, RoleLock, Socket, call};
 use crate::output::{Output, bytes_text};
 
 /// Says what is kept of a machine or, with `--purge`, deletes it.
@@ -18,6 +18,9 @@ pub async fn run(global: &Global, args: &UnprotectArgs, output: Output) -> anyho
     let (store, keys) = context::recovery(global).await?;
     let data_dir = config.as_ref().map(|c| c.site.data_dir.as_path());
     let report = applier::unprotect(&store, keys, data_dir, &args.machine, args.purge).await?;
+    if let Some(config) = config.as_ref().filter(|_| args.purge) {
+        forget_agent(config, &args.machine)?;
+    }
     output.print(&serde_json::to_value(&report)?, || {
         let what = format!(
             "{} objects with {} in the store, {} replica files",
@@ -50,4 +53,16 @@ async fn refuse_while_protected(config: &Config, machine: &MachineName, purge: b
         );
     }
     Ok(())
+}
+
+/// A dirty map knows a stream that is gone now: with it, a machine protected again would be refused for a lost store.
+fn forget_agent(config: &Config, machine: &MachineName) -> anyhow::Result<()> {
+    let _held = RoleLock::take(config, Socket::Agent(machine.clone()))?;
+    let state = config.agent_dir(machine);
+    match std::fs::remove_dir_all(&state) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}: remove it yourself", state.display()))
+        }
+        _ => Ok(()),
+    }
 }

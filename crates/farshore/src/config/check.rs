@@ -156,7 +156,7 @@ impl Checker<'_> {
             None => ListenAddress::Unix(site.data_dir.join("run").join(format!("nbd-{machine}-{name}.sock"))),
             Some(text) => match text.parse::<ListenAddress>().map_err(|why| self.refuse(key("listen"), why))? {
                 ListenAddress::Unix(path) => ListenAddress::Unix(self.base.join(path)),
-                tcp => tcp,
+                network => network,
             },
         };
         if let ListenAddress::Unix(path) = &listen
@@ -197,7 +197,7 @@ impl Checker<'_> {
                 if let Some(other) = sources.insert(disk.source.clone(), key.clone()) {
                     return Err(self.refuse(format!("{key}: source"), format!("{other} has the same source")));
                 }
-                if let Some(other) = listeners.insert(format!("{:?}", disk.listen), key.clone()) {
+                if let Some(other) = listeners.insert(place(&disk.listen), key.clone()) {
                     return Err(self.refuse(format!("{key}: listen"), format!("{other} has the same address")));
                 }
             }
@@ -244,6 +244,11 @@ impl Checker<'_> {
             format!("{} is out of range; write {} to {}", show(duration), show(*range.start()), show(*range.end()));
         Err(self.refuse(key, why))
     }
+}
+
+/// What two exports cannot share, whatever they speak there.
+fn place(listen: &ListenAddress) -> String {
+    listen.host_port().map_or_else(|| listen.to_string(), |host_port| format!("tcp:{host_port}"))
 }
 
 /// The store's URL in full: a `file:` path may be relative to `base`, and a plain path is a `file:` URL.

@@ -164,7 +164,7 @@ pub struct Disk {
     pub name: DiskName,
     /// Raw file or block device.
     pub source: PathBuf,
-    /// Address of its NBD export.
+    /// Address of its NBD export; its scheme says whether TLS is required.
     pub listen: ListenAddress,
 }
 
@@ -194,6 +194,11 @@ impl Config {
     /// The machine of that name.
     pub fn machine(&self, name: &MachineName) -> Option<&Machine> {
         self.machines.iter().find(|m| m.name == *name)
+    }
+
+    /// Where the agent of a machine keeps its dirty map and spool.
+    pub fn agent_dir(&self, machine: &MachineName) -> PathBuf {
+        self.site.data_dir.join("agent").join(machine.as_str())
     }
 
     /// Directory of the control and NBD sockets.

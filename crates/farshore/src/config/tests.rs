@@ -147,6 +147,19 @@ fn duplicates_are_refused() {
     let same_listen = "listen = \"tcp:127.0.0.1:10809\"\n";
     let second = format!("[[machine.disk]]\nname = \"data\"\nsource = \"d.img\"\n{same_listen}");
     assert!(refusal(&with(&format!("{WEB}{same_listen}{second}"))).contains("same address"));
+    let over_tls = second.replace("tcp:", "tls:");
+    assert!(refusal(&with(&format!("{WEB}{same_listen}{over_tls}"))).contains("same address"));
+}
+
+#[test]
+fn a_listen_address_may_ask_for_tls() {
+    let listen = format!("{WEB}listen = \"tls:nbd.example.org:10809\"\n");
+    let config = parse(&with(&listen)).expect("valid");
+    assert_eq!(config.machines[0].disks[0].listen, ListenAddress::Tls("nbd.example.org:10809".into()));
+    for bad in ["tls:nbd.example.org", "tls:no*name:10809", "tls::10809", "ssl:nbd.example.org:10809"] {
+        let line = refusal(&with(&format!("{WEB}listen = \"{bad}\"\n")));
+        assert!(line.contains("machine web: disk root: listen") && line.contains("tls:HOST:PORT"), "{line}");
+    }
 }
 
 #[test]

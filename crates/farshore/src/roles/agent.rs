@@ -36,6 +36,7 @@ impl AgentRole {
         let agent_config = agent_config(config, machine)?;
         let lock = RoleLock::take(config, Socket::Agent(machine.name.clone()))?;
         let identity = pki::identity(&config.site.ca, Identities::Agent, &machine.name)?;
+        pki::nbd::ensure_machine(&config.site.ca, machine)?;
         let dialer = SiteDialer { identity, transport: config.process_server.transport };
         let agent = Agent::start(agent_config, Arc::new(dialer), Arc::new(SystemClock))
             .await
@@ -49,7 +50,7 @@ impl AgentRole {
             let server = ServerConfig {
                 name: disk.name.to_string(),
                 listen: disk.listen.clone(),
-                tls: None,
+                tls: pki::nbd::server_config(&config.site.ca, &machine.name, &disk.listen)?,
                 inflight_max: INFLIGHT_MAX,
                 connections_max: CONNECTIONS_MAX,
             };
@@ -88,7 +89,7 @@ fn agent_config(config: &Config, machine: &Machine) -> anyhow::Result<AgentConfi
     });
     Ok(AgentConfig {
         machine: machine.name.clone(),
-        state_dir: config.site.data_dir.join("agent").join(machine.name.as_str()),
+        state_dir: config.agent_dir(&machine.name),
         process_servers: machine.process_servers.clone(),
         queue_bytes: machine.queue_bytes,
         spool_bytes: machine.spool_bytes,

@@ -27,9 +27,10 @@ impl ProcessServerRole {
         let lock = RoleLock::take(config, Socket::ProcessServer)?;
         let (store, keys) = context::role(global, config).await?;
         let identity = pki::identity(&config.site.ca, Identities::ProcessServer, &config.site.name)?;
-        if config.site.ca.join("ca.key").exists() {
+        if pki::can_issue(&config.site.ca) {
             for machine in &config.machines {
                 pki::ensure(&config.site.ca, Identities::Agent, &machine.name)?;
+                pki::nbd::ensure_machine(&config.site.ca, machine)?;
             }
         }
         let listen = &config.process_server;

@@ -80,6 +80,10 @@ impl Client {
     }
 
     async fn open(address: &ListenAddress, export: &str, tls: Option<Tls>) -> io::Result<Self> {
+        if matches!(address, ListenAddress::Tls(_)) && tls.is_none() {
+            let why = format!("{address} asks for TLS: connect with a TLS configuration");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         in_time(async {
             let mut stream = handshake::begin(dial(address).await?, tls).await?;
             let details = handshake::go(&mut stream, export).await?;
@@ -210,7 +214,7 @@ async fn dial(address: &ListenAddress) -> io::Result<ByteStream> {
     let failed = |error: io::Error| io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
     match address {
         ListenAddress::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
-        ListenAddress::Tcp(host_port) => {
+        ListenAddress::Tcp(host_port) | ListenAddress::Tls(host_port) => {
             let stream = TcpStream::connect(host_port).await.map_err(failed)?;
             tune(&stream)?;
             Ok(Box::new(stream))

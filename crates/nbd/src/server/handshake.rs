@@ -35,7 +35,7 @@ pub(super) async fn run(mut stream: ByteStream, offer: &Offer, tls: Option<&TlsA
         Outcome::Transmission(agreed) => Ok(Some((stream, agreed))),
         Outcome::StartTls => {
             let acceptor = tls.expect("STARTTLS is accepted only where TLS is configured");
-            let mut secured: ByteStream = Box::new(acceptor.accept(stream).await?);
+            let mut secured: ByteStream = Box::new(acceptor.accept(stream).await.map_err(Error::Tls)?);
             match options(&mut secured, offer, client, TlsPhase::Active).await? {
                 Outcome::Transmission(agreed) => Ok(Some((secured, agreed))),
                 Outcome::Closed | Outcome::StartTls => Ok(None),

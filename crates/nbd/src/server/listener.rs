@@ -23,10 +23,15 @@ impl Listener {
     /// Binds; also returns the address really bound and, for a Unix socket, the file to remove later.
     pub(super) async fn bind(address: &ListenAddress) -> io::Result<(Self, ListenAddress, Option<SocketFile>)> {
         match address {
-            ListenAddress::Tcp(host_port) => {
+            ListenAddress::Tcp(host_port) | ListenAddress::Tls(host_port) => {
                 let listener =
                     TcpListener::bind(host_port).await.map_err(|error| explain(error, "listen on", address))?;
-                let bound = ListenAddress::Tcp(listener.local_addr()?.to_string());
+                let bound = listener.local_addr()?;
+                let bound = match (address, host_port.rsplit_once(':')) {
+                    // The host stays as written: it is what the certificate is for.
+                    (ListenAddress::Tls(_), Some((host, _))) => ListenAddress::Tls(format!("{host}:{}", bound.port())),
+                    _ => ListenAddress::Tcp(bound.to_string()),
+                };
                 Ok((Self::Tcp(listener), bound, None))
             }
             ListenAddress::Unix(path) => {

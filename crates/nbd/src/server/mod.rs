@@ -102,6 +102,9 @@ fn validate(config: &ServerConfig, export: &dyn Export) -> Result<(), String> {
             return Err(format!("{what} is {value}: set 1 to {CONFIGURED_MAX}"));
         }
     }
+    if matches!(config.listen, ListenAddress::Tls(_)) && config.tls.is_none() {
+        return Err(format!("{} cannot be served without a TLS configuration", config.listen));
+    }
     if config.name.len() > STRING_BYTES_MAX {
         return Err(format!("the export's name is {} bytes, NBD allows {STRING_BYTES_MAX}", config.name.len()));
     }

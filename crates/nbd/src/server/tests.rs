@@ -523,6 +523,27 @@ async fn over_tls_everything_works_and_without_it_nothing() {
 }
 
 #[tokio::test]
+async fn a_tls_address_is_never_used_in_the_clear() {
+    let place = place();
+    let (server_tls, client_tls) = certificates();
+    let listen: ListenAddress = "tls:localhost:0".parse().unwrap();
+    let bare = ServerConfig { listen: listen.clone(), ..place.config() };
+    let refused = Server::start(bare, Arc::new(MemoryExport::new(SIZE))).await.err().unwrap();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+
+    let config = ServerConfig { listen, tls: Some(server_tls), ..place.config() };
+    let server = Server::start(config, Arc::new(MemoryExport::new(SIZE))).await.unwrap();
+    let bound = server.address().to_string();
+    assert!(bound.starts_with("tls:localhost:") && !bound.ends_with(":0"), "the port picked is told: {bound}");
+    let refused = Client::connect(server.address(), "disk").await.err().unwrap();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+    let in_the_clear: ListenAddress = bound.replace("tls:", "tcp:").parse().unwrap();
+    assert!(Client::connect(&in_the_clear, "disk").await.err().unwrap().to_string().contains("TLS"));
+    let name = rustls_pki_types::ServerName::try_from("disk.example").unwrap();
+    Client::connect_tls(server.address(), "disk", client_tls, name).await.unwrap().disconnect().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_wants_tls_does_not_go_on_without() {
     let place = place();
     let (_, client_tls) = certificates();

@@ -1,0 +1,4 @@
+//! Configuration files as users write them. The body and what must hold stand in `farshore::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore::fuzzing::config(data));

@@ -1,0 +1,4 @@
+//! The agent's dirty map. The body and what must hold stand in `agent::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| agent::fuzzing::dirty_map(data));

@@ -1,0 +1,4 @@
+//! Slots of the agent's spool file. The body and what must hold stand in `agent::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| agent::fuzzing::spool(data));
