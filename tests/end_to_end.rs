@@ -10,5 +10,6 @@ mod kill;
 mod nbd_tls;
 mod object_stores;
 mod outage;
+mod power_cut;
 mod prefix;
 mod refused;

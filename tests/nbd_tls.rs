@@ -295,7 +295,7 @@ fn a_position_is_served_over_tls() {
     refused("a client without TLS", &try_run("nbdinfo", &[&served.plain_uri()]), &["TLS", "tls"]);
     let out = served.qemu_io(&["write -P 0x33 0 64k", "read -P 0x33 0 64k", "read -P 0x11 1M 3M"]);
     assert!(out.status.success() && !said(&out).contains("failed"), "the overlay takes writes: {}", said(&out));
-    assert!(serving.stop(harness::PATIENCE).success(), "a stop by signal is clean");
+    assert!(serving.stop(crate::harness::PATIENCE).success(), "a stop by signal is clean");
 
     // Without the configuration there are no certificates, and nothing is served in the clear instead.
     let store = site.store_url();

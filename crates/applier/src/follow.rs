@@ -36,6 +36,12 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest wait between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// Wait after damage: it does not mend itself, and each try leaves an epoch behind.
+const DAMAGE_WAIT: Duration = Duration::from_secs(600);
+
+/// Exit code of errors that are damage.
+const DAMAGE_CODE: u8 = 3;
+
 /// Wait before the manifest log is taken back from another applier.
 const FENCED_WAIT: Duration = Duration::from_secs(30);
 
@@ -53,7 +59,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         if progressed {
             retry = RETRY_MIN;
         }
-        let wait = if error.fenced() { FENCED_WAIT } else { retry };
+        let wait = match error.exit_code() {
+            _ if error.fenced() => FENCED_WAIT,
+            DAMAGE_CODE => DAMAGE_WAIT,
+            _ => retry,
+        };
         retry = (retry * 2).min(RETRY_MAX);
         if !shared.pause(wait).await {
             return;
@@ -88,9 +98,8 @@ async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierErr
     }
     let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine).await?;
     let mut follower = Follower::new(shared, log, owner);
-    shared.with_status(|status| (status.manifest_epoch, status.last_error) = (follower.owner.epoch(), None));
-    *progressed = true;
-    follower.run().await
+    shared.with_status(|status| status.manifest_epoch = follower.owner.epoch());
+    follower.run(progressed).await
 }
 
 /// How long the reader has to wait for more, and why.
@@ -134,10 +143,15 @@ impl<'a> Follower<'a> {
         }
     }
 
-    async fn run(&mut self) -> Result<(), ApplierError> {
+    /// Progress is to have read all there is: an epoch of our own is none.
+    async fn run(&mut self, progressed: &mut bool) -> Result<(), ApplierError> {
         let mut published = false;
         while !self.shared.stop.is_cancelled() {
             let wait = self.read_next().await?;
+            if matches!(wait, Some(Wait::CaughtUp)) && !*progressed {
+                *progressed = true;
+                self.shared.with_status(|status| status.last_error = None);
+            }
             if !published && self.reader.end().position >= self.folded {
                 published = true;
                 self.publish();

@@ -81,6 +81,16 @@ struct Pending {
     commit: ManifestCommit,
 }
 
+/// The state of an opening, if one object can hold it.
+fn whole_state(machine: &MachineName, manifest: &Manifest) -> Result<Vec<u8>, ApplierError> {
+    let state = manifest.encode();
+    // The opening adds a few bytes of its own to the state.
+    match state.len() > FRAME_PLAIN_BYTES_MAX - 64 {
+        true => Err(ApplierError::ManifestTooLarge { machine: machine.clone(), bytes: state.len() }),
+        false => Ok(state),
+    }
+}
+
 /// The one who extends a machine's manifest log.
 pub(crate) struct ManifestOwner {
     log: EpochLog,
@@ -95,13 +105,11 @@ impl ManifestOwner {
     /// Owns a fresh epoch and opens it with the whole state of what came before.
     pub async fn attach(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<Self, ApplierError> {
         let log = log(store, keys, machine);
+        // What is damaged or too large is found before an epoch is spent on it.
+        whole_state(machine, &fold(&log, &log.read_newest().await?.entries)?)?;
         let attached = log.attach().await?;
         let manifest = fold(&log, attached.newest_entries())?;
-        let state = manifest.encode();
-        // The opening adds a few bytes of its own to the state.
-        if state.len() > FRAME_PLAIN_BYTES_MAX - 64 {
-            return Err(ApplierError::ManifestTooLarge { machine: machine.clone(), bytes: state.len() });
-        }
+        let state = whole_state(machine, &manifest)?;
         let writer = attached.open(state).await?;
         let prev_hash = writer.opening_end().hash;
         Ok(Self { log, writer, manifest, next_slot: 1, prev_hash, pending: None })

@@ -72,7 +72,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
-    /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ)
+    /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
     /// Show what an object file of the store is and holds
     Dump(DumpArgs),

@@ -67,7 +67,15 @@ fn check_vault(keys: &Keys, object: &Bytes) -> Result<(), StoreError> {
 /// Machines with objects in the store, in order of name; for display, never for safety.
 pub async fn list_machines(store: &Store) -> Result<Vec<MachineName>, StoreError> {
     let names = store.list_names(MACHINES_PREFIX).await?;
-    Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
+    let mut machines = Vec::new();
+    for name in names.into_iter().filter_map(|name| name.parse::<MachineName>().ok()) {
+        // A directory may outlive a purge; a machine has at least the first epoch of its stream.
+        let first = format!("{}/epoch/{:016x}", log_prefix(&name, LogKind::Stream), 1);
+        if store.get_range(&first, 0..1).await?.is_some() {
+            machines.push(name);
+        }
+    }
+    Ok(machines)
 }
 
 /// Where everything of one log lies.

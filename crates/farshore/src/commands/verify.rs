@@ -39,6 +39,7 @@ pub async fn run(global: &Global, args: &VerifyArgs, output: Output) -> anyhow::
 /// A witness that noted only a number can still tell that the store ends before it.
 fn judge_without_digest(report: &mut VerifyReport, head: Head) {
     if head.digest.is_none() {
+        report.notes.retain(|note| !note.starts_with("no witness was given"));
         let stored: Seq = report.head_seq;
         report.witness = match stored >= head.seq {
             true => Witness::Confirmed { seq: head.seq },
@@ -66,7 +67,8 @@ fn text(report: &VerifyReport, sound: bool) -> String {
         }
     }
     text += &match &report.witness {
-        Witness::None => "No witness was given (--head): loss of the newest tail cannot be excluded.\n".to_owned(),
+        // A note says so.
+        Witness::None => String::new(),
         Witness::Confirmed { seq } => format!("The witness agrees up to seq:{seq}.\n"),
         Witness::TailLost { witnessed, stored } => {
             format!("TAIL LOST: the witness saw seq:{witnessed}, the store ends at seq:{stored}.\n")
