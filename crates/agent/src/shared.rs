@@ -165,14 +165,19 @@ impl Shared {
 
     /// Tells everyone that the core moved on: after `stored`, a new life, or a change of connection.
     pub(crate) fn ring_all(&self) {
-        let (stored, life) = {
+        let (stored, life, active) = {
             let core = self.core();
-            (StoredMark { life: core.life, seq: core.stored_position().seq }, core.life)
+            let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
+            (StoredMark { life: core.life, seq: core.stored_position().seq }, core.life, active)
         };
         self.stored.send_replace(stored);
         self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
-        for bell in [&self.send_bell, &self.drain_bell, &self.spool_bell, &self.clear_bell] {
+        for bell in [&self.send_bell, &self.drain_bell, &self.spool_bell] {
             bell.notify_one();
+        }
+        // Clearing flushes the source: while there is room it waits for its turn, whatever is stored meanwhile.
+        if active > self.config.active_regions_max {
+            self.clear_bell.notify_one();
         }
     }
 
