@@ -42,10 +42,9 @@ pub fn test() -> Result<()> {
     stages.run("fmt", format_check)?;
     stages.run("build", || cargo("test", &["--workspace", "--no-run"]))?;
     stages.run("clippy", clippy)?;
-    stages.run("crate tests", || cargo("test", &["--workspace", "--exclude", "farshore"]))?;
-    stages.run("command tests", || cargo("test", &["--package", "farshore", "--lib", "--bins", "--test", "cli"]))?;
+    stages.run("unit tests", || cargo("test", &["--workspace", "--lib", "--bins"]))?;
     stages.run("install emulators", || tools::azurite().and(tools::moto()).map(|_| ()))?;
-    stages.run("end-to-end tests", end_to_end)?;
+    stages.run("tests with real parts", real_parts)?;
     stages.run("deny", || deny(false))?;
     stages.run("release build", || run("cargo", &["build", "--release"]))?;
     stages.run("demo", || run("cargo", &["run", "--release", "--quiet", "--", "demo"]))?;
@@ -53,13 +52,14 @@ pub fn test() -> Result<()> {
     Ok(())
 }
 
-/// Real roles, real programs, real faults; emulators of cloud stores are told where they are.
-fn end_to_end() -> Result<()> {
+/// Real roles, real programs, real faults; emulators of cloud stores are told where they are. Always the whole workspace:
+/// a smaller selection would choose other features of the dependencies and build them again.
+fn real_parts() -> Result<()> {
     let (azurite, moto) = (tools::azurite()?, tools::moto()?);
     let (azurite, moto) = (azurite.to_string_lossy(), moto.to_string_lossy());
     run_with(
         "cargo",
-        &["test", "--profile", "ci", "--package", "farshore", "--test", "end_to_end", "--", "--test-threads", "2"],
+        &["test", "--profile", "ci", "--workspace", "--test", "*", "--", "--test-threads", "2"],
         &[("FARSHORE_AZURITE", &azurite), ("FARSHORE_MOTO", &moto)],
     )
 }
@@ -85,8 +85,7 @@ pub fn soak(rounds: u32, seed: Option<u64>) -> Result<()> {
             "test",
             "--profile",
             "ci",
-            "--package",
-            "farshore",
+            "--workspace",
             "--test",
             "end_to_end",
             "kill",
