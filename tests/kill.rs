@@ -39,13 +39,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(site: &Site, seed: u64) -> Writer {
+    fn start(site: &Site, mut seed: Seed) -> Writer {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let disks = ["root", "data"].map(|disk| (site.nbd("db", disk), disk));
         let flags = (stop.clone(), written.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
-            let mut seed = Seed::from_environment(seed);
             // Relaxed: a flag polled in a loop and a count for display; nothing else is published through them.
             while !flags.0.load(Ordering::Relaxed) {
                 let _served_again_later = runtime.block_on(write_until_error(&disks, &mut seed, &flags.0, &flags.1));
@@ -169,7 +168,7 @@ fn kill_rounds(role: &[&str], seed: u64) {
     let kept = keep_point(&site, "before");
     let mut worst_resent = 0;
     for round in 0..rounds() {
-        let writer = Writer::start(&site, seed.next());
+        let writer = Writer::start(&site, seed.fork());
         wait(Duration::from_millis(20 + seed.below(300)));
         let before = numbers(&site);
         let slot: &mut Option<Proc> = match role[0] {
