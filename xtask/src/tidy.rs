@@ -10,12 +10,12 @@ use crate::command::output;
 
 /// The tiers, lowest first. A crate may depend only on crates of lower tiers, or on those before it in `io`.
 const TIERS: [(&str, &[&str]); 6] = [
-    ("base", &["model"]),
+    ("base", &["model", "probe"]),
     ("format", &["format"]),
     ("io", &["store", "transport", "disk", "nbd"]),
     ("service", &["agent", "process-server", "applier"]),
     ("bin", &["farshore", "xtask"]),
-    ("proof", &["benches"]),
+    ("proof", &["benches", "simulation"]),
 ];
 
 /// Non-test lines over which a file is reported.

@@ -45,6 +45,10 @@ pub fn main() -> ExitCode {
         }
     };
     log_to_stderr(&cli.command);
+    if let Err(error) = probe::arm_from_environment() {
+        eprintln!("farshore: {error}");
+        return failure::Exit::Usage.into();
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

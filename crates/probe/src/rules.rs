@@ -1,0 +1,142 @@
+//! The safety rules of agent, process server and applier that can be taken away, one at a time.
+//!
+//! The rules of the epoch log are in `store::LogRules`. A rule stands here if ARCHITECTURE.md states it and code keeps
+//! it at one place: there the code asks [`Rules::hold`], and does the careless thing when the answer is no.
+
+/// A rule that can be taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// A region's bit is durable before the first write in it is submitted to the source.
+    BitBeforeWrite,
+    /// A bit is cleared only when every write it covers is stored.
+    StoredBeforeClear,
+    /// A bit is cleared only after a flush of the source issued after those writes completed.
+    FlushBeforeClear,
+    /// A drain read holds its region as a write does: the bit stays until what was read is stored.
+    DrainHoldsRegion,
+    /// A drain read holds its extent from before the read until its seq is given.
+    DrainReadLocked,
+    /// Overlapping writes in flight are serialised.
+    OverlapsSerialised,
+    /// Seq is given before the writer is told.
+    SeqBeforeAnswer,
+    /// A failed write leaves its range to-drain.
+    FailedWriteDrained,
+    /// A failed flush makes every region written since the last good one to-drain.
+    FailedFlushDrained,
+    /// A drain after a failed flush reads past the page cache.
+    DrainPastCache,
+    /// Every start that may have lost unsent records opens a new incarnation, which drains.
+    FreshIncarnation,
+    /// The clean-stop marker is durable only after the sources were flushed.
+    FlushBeforeMarker,
+    /// The clean-stop marker is durably removed before the first write.
+    MarkerRemovedFirst,
+    /// Payload is kept until it is stored.
+    KeptUntilStored,
+    /// The agent frees nothing until its own digest at the log's head agrees.
+    DigestBeforeFree,
+    /// Drain end is sequenced only when no to-drain bit is left on any disk.
+    DrainEndWhenEmpty,
+    /// A map version below the log's highest is refused.
+    RevertedMapRefused,
+    /// A next seq that is not above the log's head, or a digest that differs there, is refused.
+    RevertedMemoryRefused,
+    /// A second live agent is refused while the first lives.
+    SecondAgentRefused,
+    /// WELCOME comes only when the former session's jobs are stored or dropped.
+    WelcomeAfterDrain,
+    /// A slot given is filled with those bytes or the epoch ends.
+    SlotFilled,
+    /// `stored` follows the contiguous prefix.
+    StoredInOrder,
+    /// Positions from drain begin to drain end are not points.
+    DrainIsNoPoint,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: &[Rule] = &[
+        Rule::BitBeforeWrite,
+        Rule::StoredBeforeClear,
+        Rule::FlushBeforeClear,
+        Rule::DrainHoldsRegion,
+        Rule::DrainReadLocked,
+        Rule::OverlapsSerialised,
+        Rule::SeqBeforeAnswer,
+        Rule::FailedWriteDrained,
+        Rule::FailedFlushDrained,
+        Rule::DrainPastCache,
+        Rule::FreshIncarnation,
+        Rule::FlushBeforeMarker,
+        Rule::MarkerRemovedFirst,
+        Rule::KeptUntilStored,
+        Rule::DigestBeforeFree,
+        Rule::DrainEndWhenEmpty,
+        Rule::RevertedMapRefused,
+        Rule::RevertedMemoryRefused,
+        Rule::SecondAgentRefused,
+        Rule::WelcomeAfterDrain,
+        Rule::SlotFilled,
+        Rule::StoredInOrder,
+        Rule::DrainIsNoPoint,
+    ];
+
+    /// The rule's name on the command line and in tables.
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for (i, c) in format!("{self:?}").chars().enumerate() {
+            if c.is_ascii_uppercase() && i > 0 {
+                name.push('-');
+            }
+            name.push(c.to_ascii_lowercase());
+        }
+        name
+    }
+}
+
+/// The rules in force: all of them, but for one that a test took away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    #[cfg(feature = "armed")]
+    removed: Option<Rule>,
+}
+
+impl Rules {
+    /// Every rule holds.
+    pub const ALL: Rules = Rules {
+        #[cfg(feature = "armed")]
+        removed: None,
+    };
+
+    /// Every rule but this one holds.
+    #[cfg(feature = "armed")]
+    pub fn without(rule: Rule) -> Rules {
+        Rules { removed: Some(rule) }
+    }
+
+    /// Whether the rule is in force. Always, in what is shipped.
+    #[cfg(feature = "armed")]
+    pub fn hold(self, rule: Rule) -> bool {
+        self.removed != Some(rule)
+    }
+
+    /// Whether the rule is in force: always.
+    #[cfg(not(feature = "armed"))]
+    pub fn hold(self, _rule: Rule) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_words_and_all_are_listed() {
+        assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
+        let mut all = Rule::ALL.to_vec();
+        all.dedup();
+        assert_eq!(all.len(), Rule::DrainIsNoPoint as usize + 1);
+    }
+}
