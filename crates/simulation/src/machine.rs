@@ -1,0 +1,586 @@
+//! One protected machine: its disks and state files, its agent and the clients that write through it.
+//!
+//! Disks, files and history survive every death; agent and clients live on the machine's host and die with it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent::{Agent, AgentConfig, AgentDisk, AgentParts, AgentStatus, Clock, Dialer, Random};
+use async_trait::async_trait;
+use bytes::Bytes;
+use disk::memory::{Fault, MemoryDisk, Operation};
+use model::{DiskName, Extent, Incarnation, MachineName, Timestamp};
+use nbd::{Export, ZeroFlags};
+use probe::Rules;
+use store::SplitMix64;
+use transport::{Connection, Peer, Role, TransportError};
+
+use crate::disks::SimDisk;
+use crate::files::SimFiles;
+use crate::history::History;
+use crate::network::Network;
+use crate::rng::derive;
+use crate::stamp::{MACHINES_MAX, SECTOR, Stamp};
+use crate::world::{Boot, HostId, VirtualClock, World};
+
+/// Bytes of a region of the dirty map.
+pub const REGION_BYTES: u64 = 64 << 10;
+
+/// Where virtual time begins, in microseconds since 1970.
+const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
+
+/// How often a client looks whether it may go on.
+const GATE_POLL: Duration = Duration::from_millis(2);
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The wall clock of a host: virtual time and an error of its own.
+#[derive(Clone)]
+pub struct HostClock {
+    clock: VirtualClock,
+    /// Microseconds this host is ahead.
+    pub ahead: Arc<AtomicI64>,
+}
+
+impl HostClock {
+    /// A clock that is right.
+    pub fn new(clock: VirtualClock) -> Self {
+        Self { clock, ahead: Arc::default() }
+    }
+
+    fn micros(&self) -> u64 {
+        // Relaxed: one thread runs everything.
+        let micros = i64::try_from(self.clock.micros()).expect("short") + self.ahead.load(Ordering::Relaxed);
+        u64::try_from(EPOCH_MICROS + micros).expect("not before 1970")
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.micros())
+    }
+}
+
+impl applier::Clock for HostClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.micros())
+    }
+}
+
+/// Random bits of one life. Any of them may name an incarnation, so each is noted as belonging to the era of that life.
+struct SeededRandom {
+    rng: Mutex<SplitMix64>,
+    history: Arc<Mutex<History>>,
+    side_era: Option<usize>,
+}
+
+impl Random for SeededRandom {
+    fn bits(&self) -> [u8; 16] {
+        let mut bits = [0; 16];
+        {
+            let mut rng = lock(&self.rng);
+            bits[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
+            bits[8..].copy_from_slice(&rng.next_u64().to_le_bytes());
+        }
+        let mut history = lock(&self.history);
+        let era = self.side_era.unwrap_or_else(|| history.era_now());
+        history.incarnation(Incarnation(bits), era);
+        bits
+    }
+}
+
+/// Finds process servers by their simulated names.
+struct SimDialer {
+    network: Network,
+    boot: Boot,
+    machine: MachineName,
+    servers: BTreeMap<String, HostId>,
+}
+
+#[async_trait]
+impl Dialer for SimDialer {
+    async fn dial(&self, address: &str) -> Result<Connection, TransportError> {
+        let peer = address.to_owned();
+        let unreachable = |source| TransportError::Unreachable { peer: peer.clone(), source };
+        let Some(&host) = self.servers.get(address) else {
+            return Err(unreachable(std::io::ErrorKind::NotFound.into()));
+        };
+        let stream = self.network.connect(&self.boot, host, self.machine.to_string()).await.map_err(unreachable)?;
+        let peer = Peer { role: Role::ProcessServer, name: address.parse().expect("names of hosts are names") };
+        Ok(Connection::over(peer, address.to_owned(), Box::new(stream)))
+    }
+}
+
+/// Lets clients through, or holds them while none is in the middle of an operation.
+#[derive(Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    inside: AtomicUsize,
+}
+
+impl Gate {
+    /// Holds everybody who comes, or lets them through again. Relaxed throughout: one thread runs everything.
+    pub fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Relaxed);
+    }
+
+    /// Nobody is inside.
+    pub fn is_empty(&self) -> bool {
+        self.inside.load(Ordering::Relaxed) == 0
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Inside<'_> {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        Inside(self)
+    }
+}
+
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What one life of the agent left for others to look at.
+#[derive(Default)]
+pub struct Life {
+    /// The running agent.
+    pub agent: Option<Arc<Agent>>,
+    /// Why it did not start.
+    pub failed: Option<String>,
+}
+
+/// Sizes and speeds of a machine, chosen by the seed.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Bytes of each disk.
+    pub disk_bytes: Vec<u64>,
+    /// The agent's spool.
+    pub spool_bytes: u64,
+    /// Active regions of the agent.
+    pub active_regions_max: usize,
+    /// Clients at once.
+    pub clients: u64,
+    /// Longest time a client thinks between two operations.
+    pub think: Duration,
+}
+
+/// A machine's disks and state files at one moment, as a hypervisor keeps them.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    contents: Vec<Vec<u8>>,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Snapshot {
+    fn media(&self) -> Vec<Arc<MemoryDisk>> {
+        self.contents.iter().map(|bytes| Arc::new(MemoryDisk::from_contents(bytes.clone()))).collect()
+    }
+}
+
+/// A protected machine.
+pub struct Machine {
+    /// Its number.
+    pub index: usize,
+    /// Its name.
+    pub name: MachineName,
+    /// Its host.
+    pub host: HostId,
+    /// Sizes and speeds.
+    pub shape: Shape,
+    /// Its disks.
+    pub media: Vec<Arc<MemoryDisk>>,
+    /// Its agent's state directory.
+    pub files: SimFiles,
+    /// What its clients did.
+    pub history: Arc<Mutex<History>>,
+    /// Holds its clients.
+    pub gate: Arc<Gate>,
+    /// Its clock.
+    pub clock: HostClock,
+    /// The present life of its agent.
+    pub life: Arc<Mutex<Life>>,
+    /// Last acknowledged operation of every machine, for stamps.
+    pub seen: Arc<[AtomicU64; MACHINES_MAX]>,
+    /// When the last good flush of each disk was issued.
+    flushed: Arc<Mutex<Vec<u64>>>,
+    /// Disks whose next flush is to fail, and how many there had been.
+    flush_faults: Vec<(usize, u64)>,
+    /// It is a copy of the machine, beside it.
+    twin: bool,
+    side_era: Option<usize>,
+    rules: Rules,
+    seed: u64,
+}
+
+/// Most payload bytes an agent keeps in memory here.
+pub const QUEUE_BYTES: u64 = 1 << 20;
+
+impl Machine {
+    /// A machine whose disks hold stamped data in part.
+    pub fn new(
+        world: &mut World,
+        index: usize,
+        shape: Shape,
+        seen: Arc<[AtomicU64; MACHINES_MAX]>,
+        rules: Rules,
+        seed: u64,
+    ) -> Self {
+        let name: MachineName = format!("m{index}").parse().expect("a name");
+        let host = world.add_host(name.as_str());
+        let rng = &mut derive(seed, &format!("content {index}"));
+        let media = shape.disk_bytes.iter().enumerate();
+        let media = media.map(|(disk, bytes)| Arc::new(MemoryDisk::from_contents(contents(index, disk, *bytes, rng))));
+        Self {
+            media: media.collect(),
+            files: SimFiles::new(derive(seed, &format!("files {index}"))),
+            history: Arc::new(Mutex::new(History::new(index))),
+            gate: Arc::default(),
+            clock: HostClock::new(world.clock().clone()),
+            life: Arc::default(),
+            flushed: Arc::new(Mutex::new(vec![0; shape.disk_bytes.len()])),
+            twin: false,
+            side_era: None,
+            flush_faults: Vec::new(),
+            index,
+            name,
+            host,
+            shape,
+            seen,
+            rules,
+            seed,
+        }
+    }
+
+    /// Name of a disk.
+    pub fn disk_name(disk: usize) -> DiskName {
+        format!("d{disk}").parse().expect("a name")
+    }
+
+    /// A copy of this machine on a host of its own, as it was at a snapshot.
+    pub fn twin(&self, world: &mut World, snapshot: &Snapshot) -> Self {
+        let host = world.add_host(format!("{}-twin", self.name));
+        let rng = derive(self.seed, &format!("twin {host}"));
+        let files = SimFiles::new(rng);
+        files.restore(&snapshot.files);
+        Self {
+            media: snapshot.media(),
+            files,
+            history: self.history.clone(),
+            gate: Arc::default(),
+            clock: self.clock.clone(),
+            life: Arc::default(),
+            flushed: Arc::new(Mutex::new(vec![0; self.media.len()])),
+            twin: true,
+            side_era: None,
+            flush_faults: Vec::new(),
+            index: self.index,
+            name: self.name.clone(),
+            host,
+            shape: self.shape.clone(),
+            seen: self.seen.clone(),
+            rules: self.rules,
+            seed: self.seed ^ host as u64,
+        }
+    }
+
+    /// Disks and state files as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { contents: self.contents(), files: self.files.snapshot() }
+    }
+
+    /// Sets disks and state files back. The host must be off.
+    pub fn revert(&mut self, snapshot: &Snapshot) {
+        self.media = snapshot.media();
+        self.files.restore(&snapshot.files);
+    }
+
+    /// What the disks hold.
+    pub fn contents(&self) -> Vec<Vec<u8>> {
+        self.media.iter().map(|disk| disk.contents()).collect()
+    }
+
+    /// Switches the host on and starts the agent and, unless told otherwise, its clients.
+    pub fn start(&mut self, world: &mut World, servers: &BTreeMap<String, HostId>, with_clients: bool) {
+        let boot = world.boot(self.host);
+        world.network.host_returned(self.host);
+        match self.twin {
+            true => self.side_era = Some(lock(&self.history).side_era(self.contents())),
+            false => {
+                lock(&self.history).begin_era(self.contents());
+            }
+        }
+        let beginning = lock(&self.history).moment();
+        *lock(&self.flushed) = vec![beginning; self.media.len()];
+        self.flush_faults.clear();
+        *lock(&self.life) = Life::default();
+        let tag = format!("m{} boot {}", self.index, boot.number);
+        let rng = |what: &str| derive(self.seed, &format!("{tag} {what}"));
+        let config = self.config(&boot, &rng);
+        let parts = AgentParts {
+            dialer: Arc::new(SimDialer {
+                network: world.network.clone(),
+                boot: boot.clone(),
+                machine: self.name.clone(),
+                servers: servers.clone(),
+            }),
+            clock: Arc::new(self.clock.clone()),
+            random: Arc::new(SeededRandom {
+                rng: Mutex::new(rng("random")),
+                history: self.history.clone(),
+                side_era: self.side_era,
+            }),
+            state_dir: Some(self.files.seen_from(&boot)),
+            rules: self.rules,
+        };
+        let clients: Vec<Client> = (0..self.shape.clients)
+            .filter(|_| with_clients)
+            .map(|n| self.client(&boot, rng(&format!("client {n}"))))
+            .collect();
+        let (life, history, disks, side_era) =
+            (self.life.clone(), self.history.clone(), self.media.len(), self.side_era);
+        world.spawn(self.host, async move {
+            let agent = match Agent::start_with(config, parts).await {
+                Ok(agent) => agent,
+                Err(error) => {
+                    lock(&life).failed = Some(error.to_string());
+                    return;
+                }
+            };
+            let incarnation = agent.status().incarnation_id;
+            match side_era {
+                Some(era) => lock(&history).incarnation(incarnation, era),
+                None => lock(&history).started_as(incarnation),
+            }
+            let exports: Vec<_> =
+                (0..disks).map(|disk| agent.export(&Self::disk_name(disk)).expect("a disk of this agent")).collect();
+            lock(&life).agent = Some(agent);
+            for client in clients {
+                tokio::spawn(client.run(exports.clone()));
+            }
+        });
+    }
+
+    fn config(&self, boot: &Boot, rng: &impl Fn(&str) -> SplitMix64) -> AgentConfig {
+        let disk = |(disk, medium): (usize, &Arc<MemoryDisk>)| AgentDisk {
+            name: Self::disk_name(disk),
+            source: Arc::new(SimDisk::new(medium.clone(), boot.clone(), rng(&format!("disk {disk}")))),
+            trim_zeroes: disk == 0,
+        };
+        AgentConfig {
+            machine: self.name.clone(),
+            state_dir: "unused".into(),
+            process_servers: vec!["ps0".to_owned(), "ps1".to_owned()],
+            queue_bytes: QUEUE_BYTES,
+            spool_bytes: self.shape.spool_bytes,
+            region_bytes: REGION_BYTES,
+            active_regions_max: self.shape.active_regions_max,
+            rpo_target: Duration::from_secs(30),
+            disks: self.media.iter().enumerate().map(disk).collect(),
+        }
+    }
+
+    fn client(&self, boot: &Boot, rng: SplitMix64) -> Client {
+        Client {
+            machine: self.index,
+            boot: boot.clone(),
+            sizes: self.shape.disk_bytes.clone(),
+            history: self.history.clone(),
+            gate: self.gate.clone(),
+            seen: self.seen.clone(),
+            flushed: self.flushed.clone(),
+            think: self.shape.think,
+            rng,
+        }
+    }
+
+    /// The agent's status, if it runs.
+    pub fn status(&self, world: &World) -> Option<AgentStatus> {
+        let agent = lock(&self.life).agent.clone()?;
+        world.ask(self.host, || agent.status())
+    }
+
+    /// Makes the next flush of a disk fail, with part of what it covered lost.
+    pub fn fail_next_flush(&mut self, disk: usize, fault: Fault) {
+        self.media[disk].fail_next(Operation::Flush, fault);
+        self.flush_faults.push((disk, self.media[disk].count(Operation::Flush)));
+    }
+
+    /// Notes flushes that failed since this was last asked: whoever asked for them, clients may have lost writes by it.
+    pub fn note_failed_flushes(&mut self) {
+        let media = &self.media;
+        let (struck, waiting) =
+            self.flush_faults.iter().partition(|(disk, before)| media[*disk].count(Operation::Flush) > *before);
+        self.flush_faults = waiting;
+        let struck: Vec<(usize, u64)> = struck;
+        for (disk, _) in struck {
+            let last_good = lock(&self.flushed)[disk];
+            lock(&self.history).flush_failed(disk, last_good);
+        }
+    }
+
+    /// The running agent.
+    pub fn agent(&self) -> Option<Arc<Agent>> {
+        lock(&self.life).agent.clone()
+    }
+
+    /// The source disks as somebody else reads them.
+    pub fn sources(&self, boot: &Boot, rng: &mut SplitMix64) -> Vec<Arc<dyn disk::Disk>> {
+        let view = |medium: &Arc<MemoryDisk>| {
+            Arc::new(SimDisk::new(medium.clone(), boot.clone(), SplitMix64::new(rng.next_u64()))) as Arc<dyn disk::Disk>
+        };
+        self.media.iter().map(view).collect()
+    }
+
+    /// Kills the host, or cuts its power.
+    pub fn die(&mut self, world: &mut World, power: bool, rng: &mut SplitMix64) {
+        if world.is_up(self.host) {
+            world.crash(self.host, power);
+        }
+        *lock(&self.life) = Life::default();
+        self.gate.reset();
+        if power {
+            self.files.power_cut();
+            self.media.iter().for_each(|disk| disk.power_cut(rng.next_u64()));
+        }
+        self.media.iter().for_each(|disk| disk.clear_faults());
+    }
+}
+
+/// Half of a disk holds data that nobody of this run wrote, the rest zeros.
+fn contents(machine: usize, disk: usize, bytes: u64, rng: &mut SplitMix64) -> Vec<u8> {
+    let sectors = bytes / SECTOR as u64;
+    let mut contents = Vec::with_capacity(usize::try_from(bytes).expect("small"));
+    let mut data = false;
+    for sector in 0..sectors {
+        if sector % 64 == 0 {
+            data = rng.below(2) == 0;
+        }
+        if data {
+            let (machine, disk) = (machine as u32, disk as u32);
+            Stamp { op: 0, machine, disk, sector, seen: [0; MACHINES_MAX] }.write(&mut contents);
+        } else {
+            contents.resize(contents.len() + SECTOR, 0);
+        }
+    }
+    contents
+}
+
+/// Somebody who writes, one operation after the other.
+struct Client {
+    machine: usize,
+    boot: Boot,
+    sizes: Vec<u64>,
+    history: Arc<Mutex<History>>,
+    gate: Arc<Gate>,
+    seen: Arc<[AtomicU64; MACHINES_MAX]>,
+    flushed: Arc<Mutex<Vec<u64>>>,
+    think: Duration,
+    rng: SplitMix64,
+}
+
+impl Client {
+    async fn run(mut self, exports: Vec<Arc<dyn Export>>) {
+        loop {
+            let think = self.rng.duration(Duration::ZERO, self.think);
+            tokio::time::sleep(think).await;
+            while self.gate.is_closed() {
+                tokio::time::sleep(GATE_POLL).await;
+            }
+            let gate = self.gate.clone();
+            let _inside = gate.enter();
+            let disk = usize::try_from(self.rng.below(exports.len() as u64)).expect("an index");
+            match self.rng.below(24) {
+                0 => self.flush(disk, exports[disk].as_ref()).await,
+                kind => self.change(disk, exports[disk].as_ref(), kind).await,
+            }
+        }
+    }
+
+    async fn flush(&mut self, disk: usize, export: &dyn Export) {
+        let before = lock(&self.history).moment();
+        let flushed = export.flush().await;
+        if !self.boot.alive() {
+            return;
+        }
+        self.flush_ended(disk, before, flushed.is_ok());
+    }
+
+    fn flush_ended(&self, disk: usize, before: u64, ok: bool) {
+        let mut flushed = lock(&self.flushed);
+        if ok {
+            flushed[disk] = flushed[disk].max(before);
+        } else {
+            lock(&self.history).flush_failed(disk, flushed[disk]);
+        }
+    }
+
+    /// A range: mostly in a few hot places, so that operations overlap.
+    fn extent(&mut self, disk: usize) -> Extent {
+        let sectors = self.sizes[disk] / SECTOR as u64;
+        let len = if self.rng.below(8) == 0 { 1 + self.rng.below(96) } else { 1 + self.rng.below(12) };
+        let start = match self.rng.below(24) {
+            0 => self.rng.below(sectors - len),
+            _ => (self.rng.below(6) * (sectors / 6) + self.rng.below(24)).min(sectors - len),
+        };
+        Extent::new(start * SECTOR as u64, len * SECTOR as u64).expect("aligned")
+    }
+
+    async fn change(&mut self, disk: usize, export: &dyn Export, kind: u64) {
+        let extent = self.extent(disk);
+        // Trim leaves zeros in these disks, promised or not.
+        let zero = kind < 4;
+        let mut seen = [0; MACHINES_MAX];
+        for (slot, other) in seen.iter_mut().zip(self.seen.iter()) {
+            *slot = other.load(Ordering::Relaxed);
+        }
+        let before = lock(&self.history).moment();
+        let number = lock(&self.history).issue(disk, extent, zero, seen);
+        let fua = kind == 4 || kind == 3;
+        let result = match kind {
+            1 => export.trim(extent.offset(), extent.len(), false).await,
+            2 | 3 => {
+                let flags = ZeroFlags { fua, no_hole: kind == 3, fast: false };
+                export.write_zeroes(extent.offset(), extent.len(), flags).await
+            }
+            _ => export.write(extent.offset(), self.data(number, disk, extent, seen), fua).await,
+        };
+        if !self.boot.alive() {
+            return;
+        }
+        lock(&self.history).answer(number, result.is_ok());
+        if result.is_ok() {
+            self.seen[self.machine].fetch_max(number, Ordering::Relaxed);
+        }
+        if fua {
+            self.flush_ended(disk, before, result.is_ok());
+        }
+    }
+
+    fn data(&self, op: u64, disk: usize, extent: Extent, seen: [u64; MACHINES_MAX]) -> Bytes {
+        let mut data = Vec::with_capacity(usize::try_from(extent.len()).expect("small"));
+        let first = extent.offset() / SECTOR as u64;
+        for sector in first..extent.end() / SECTOR as u64 {
+            Stamp { op, machine: self.machine as u32, disk: disk as u32, sector, seen }.write(&mut data);
+        }
+        data.into()
+    }
+}
+
+impl Gate {
+    /// Nobody is inside any more: they died.
+    fn reset(&self) {
+        self.inside.store(0, Ordering::Relaxed);
+        self.closed.store(false, Ordering::Relaxed);
+    }
+}
