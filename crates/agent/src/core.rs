@@ -11,6 +11,7 @@ use model::{
     DiskChange, DiskName, DrainCause, Event, EventKind, Extent, Incarnation, LogHead, Mark, MarkKind, Position,
     RecordBody, Seq, Severity, Timestamp,
 };
+use probe::{Rule, Rules};
 
 use crate::map::MapState;
 use crate::queue::{Payload, Queue};
@@ -82,6 +83,8 @@ pub(crate) struct Core {
     pub(crate) sent_max: Seq,
     /// Address of the process server, while a session is up.
     pub(crate) connection: Option<String>,
+    /// A connection is up and HELLO was said, but log and agent have not agreed yet.
+    pub(crate) greeting: bool,
     /// Why the last try gave no connection; nothing while there is one.
     pub(crate) connection_failure: Option<String>,
     pub(crate) refusal: Option<RefusalStatus>,
@@ -108,6 +111,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     pub(crate) events: VecDeque<Event>,
     pub(crate) flushes: VecDeque<(Timestamp, Seq)>,
+    /// The safety rules in force.
+    pub(crate) rules: Rules,
 }
 
 impl Core {
@@ -147,6 +152,10 @@ impl Core {
 
     /// The source failed a change, or left it undecided: its range is to drain.
     pub(crate) fn complete_failed(&mut self, now: Timestamp, disk: usize, extent: Extent, why: &str) {
+        if !self.rules.hold(Rule::FailedWriteDrained) {
+            // Careless: the client knows that it failed, so there is nothing to replicate.
+            return self.disks[disk].regions.complete(extent, Some(Seq::ZERO));
+        }
         self.fresh_stream = false;
         self.disks[disk].regions.complete(extent, None);
         let name = &self.disks[disk].name;
@@ -157,6 +166,10 @@ impl Core {
 
     /// A FLUSH of the source failed.
     pub(crate) fn flush_failed(&mut self, now: Timestamp, disk: usize, why: &str) {
+        if !self.rules.hold(Rule::FailedFlushDrained) {
+            // Careless: the next flush will do it.
+            return;
+        }
         self.fresh_stream = false;
         let regions = self.disks[disk].regions.flush_failed();
         let name = &self.disks[disk].name;
@@ -218,7 +231,9 @@ impl Core {
 
     /// Ends the drain if nothing is owed on any disk. Says whether it did.
     pub(crate) fn try_end_drain(&mut self, now: Timestamp, mark_id: impl FnOnce() -> [u8; 16]) -> bool {
-        if self.sequencer.mode() != Mode::Drain || self.disks.iter().any(|d| d.regions.owed() > 0) {
+        // Careless: the drainer has nothing more at hand, so it is done.
+        let owed = self.rules.hold(Rule::DrainEndWhenEmpty) && self.disks.iter().any(|d| d.regions.owed() > 0);
+        if self.sequencer.mode() != Mode::Drain || owed {
             return false;
         }
         let mark = Mark { kind: MarkKind::Crash, id: mark_id(), label: String::new() };
@@ -244,7 +259,9 @@ impl Core {
             self.counters.drained_bytes += change.payload_bytes();
             let body = change.body(&self.disks[disk].name);
             let seq = self.push(now, body);
-            self.disks[disk].regions.drained(extent, seq);
+            if self.rules.hold(Rule::DrainHoldsRegion) {
+                self.disks[disk].regions.drained(extent, seq);
+            }
         }
         true
     }
@@ -322,7 +339,7 @@ impl Core {
             return Err(StoredMismatch::WentBack);
         }
         let Some(head) = self.queue.head_at(seq) else { return Err(StoredMismatch::Unknown) };
-        if head.digest != digest {
+        if head.digest != digest && self.rules.hold(Rule::DigestBeforeFree) {
             return Err(StoredMismatch::Digest);
         }
         self.queue.free_to(seq);
@@ -331,6 +348,14 @@ impl Core {
             self.map.header_changed();
         }
         Ok(())
+    }
+
+    /// Goes on behind a head it never numbered. Only without the rule that such a log is refused.
+    pub(crate) fn follow(&mut self, head: LogHead) {
+        self.sequencer.follow(head);
+        self.queue.restart(self.sequencer.incarnation(), head);
+        self.stored = head;
+        (self.sent, self.sent_max) = (head.position.seq, head.position.seq);
     }
 
     /// Bytes that wait to be drained, over all disks.

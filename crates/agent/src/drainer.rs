@@ -11,12 +11,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use model::Extent;
+use probe::Rule;
 use tokio::time::{sleep, timeout};
 
 use crate::core::Change;
 use crate::locks::ExtentLock;
 use crate::sequencer::Mode;
-use crate::shared::Shared;
+use crate::shared::{CARELESS_DELAY, Shared};
 
 /// Bytes read under one extent lock: how long a client's write may wait behind a drain read.
 const DRAIN_READ_BYTES: u64 = 256 << 10;
@@ -120,7 +121,8 @@ async fn drain_region(shared: &Shared, disk: usize, region: u64) -> Result<(), G
         let mut core = shared.core();
         let (fresh, life) = (core.fresh_stream, core.life);
         let regions = &mut core.disks[disk].regions;
-        (regions.extent(region), regions.take_past_cache(region), fresh, life)
+        let past_cache = regions.take_past_cache(region) && shared.rules.hold(Rule::DrainPastCache);
+        (regions.extent(region), past_cache, fresh, life)
     };
     let result = drain_extent(shared, disk, extent, past_cache, fresh, life).await;
     let mut core = shared.core();
@@ -147,13 +149,7 @@ async fn drain_extent(
     }
     for piece in extent.split_at_multiples(DRAIN_READ_BYTES) {
         wait_for_room(shared, life).await?;
-        let lock = lock(shared, disk, piece).await;
-        let changes = read(source.as_ref(), piece, past_cache).await.map_err(GivenUp::Source)?;
-        #[cfg(test)]
-        if lock.is_none() {
-            // The fault that the oracle must notice: a write falls between the read and its number.
-            sleep(Duration::from_millis(2)).await;
-        }
+        let (changes, lock) = read_locked(shared, disk, piece, past_cache).await.map_err(GivenUp::Source)?;
         let now = shared.now();
         let payload: u64 = changes.iter().map(|c| if let Change::Write(e, _) = c { e.len() } else { 0 }).sum();
         let mut core = shared.core();
@@ -167,13 +163,22 @@ async fn drain_extent(
     Ok(())
 }
 
-/// Locks what is about to be read. Always, but in the test that shows what becomes of drain reads without their lock.
-async fn lock(shared: &Shared, disk: usize, piece: Extent) -> Option<ExtentLock> {
-    #[cfg(test)]
-    if shared.drain_without_locks.load(std::sync::atomic::Ordering::Relaxed) {
-        return None;
+/// Reads a piece under its lock. The caller keeps the lock until what was read has its number.
+async fn read_locked(
+    shared: &Shared,
+    disk: usize,
+    piece: Extent,
+    past_cache: bool,
+) -> std::io::Result<(Vec<Change>, Option<ExtentLock>)> {
+    let source = shared.disks[disk].source.as_ref();
+    if shared.rules.hold(Rule::DrainReadLocked) {
+        let lock = shared.disks[disk].locks.lock(piece).await;
+        return Ok((read(source, piece, past_cache).await?, Some(lock)));
     }
-    Some(shared.disks[disk].locks.lock(piece).await)
+    let changes = read(source, piece, past_cache).await?;
+    // Careless: nothing keeps a write from falling between the read and its number.
+    sleep(CARELESS_DELAY).await;
+    Ok((changes, None))
 }
 
 /// Waits until the queue has room for the drain. Live writes come first, so this may take long; it ends when the mode does.

@@ -130,6 +130,17 @@ impl Queue {
         self.freed = head;
     }
 
+    /// Forgets what the payloads in memory up to `seq` are, as if their buffers had been used for something else. Only
+    /// without the rule that payload is kept until it is stored.
+    pub(crate) fn give_payloads_away(&mut self, seq: Seq) {
+        let index = self.index(seq).map_or(0, |index| index + 1);
+        for queued in self.records.range_mut(..index) {
+            if let RecordBody::Write { data: Payload::Memory(data), .. } = &mut queued.record.body {
+                *data = vec![0; data.len()].into();
+            }
+        }
+    }
+
     fn forget(&mut self, record: &Record<Payload>) {
         self.memory_bytes -= RECORD_OVERHEAD_BYTES;
         match &record.body {

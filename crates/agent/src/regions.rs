@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Extent, Seq};
+use probe::{Rule, Rules};
 
 use crate::bits::BitSet;
 
@@ -53,6 +54,8 @@ pub(crate) struct Regions {
     /// Bits cleared that the file still has set: not yet taken for writing, and being written.
     cleared: u64,
     clearing: u64,
+    /// The safety rules in force.
+    rules: Rules,
 }
 
 impl Regions {
@@ -75,7 +78,13 @@ impl Regions {
             completions_at_last_clearing: 0,
             cleared: 0,
             clearing: 0,
+            rules: Rules::ALL,
         }
+    }
+
+    /// The same under these safety rules.
+    pub(crate) fn with_rules(self, rules: Rules) -> Self {
+        Regions { rules, ..self }
     }
 
     /// Bytes of the disk.
@@ -264,7 +273,9 @@ impl Regions {
             .active
             .iter()
             .filter(|(region, a)| {
-                let held = a.in_flight > 0 || a.last_seq > stored || a.last_completion > self.flushed;
+                let unstored = a.last_seq > stored && self.rules.hold(Rule::StoredBeforeClear);
+                let unflushed = a.last_completion > self.flushed && self.rules.hold(Rule::FlushBeforeClear);
+                let held = a.in_flight > 0 || unstored || unflushed;
                 let owed = self.to_drain.get(**region) || self.draining.contains(region);
                 !held && !owed && !self.pending.contains_key(region)
             })

@@ -72,6 +72,12 @@ impl Sequencer {
         self.last_point = head.position.seq;
     }
 
+    /// Goes on behind `head`, whatever was numbered before.
+    pub(crate) fn follow(&mut self, head: LogHead) {
+        self.last = Some(head);
+        self.last_point = head.position.seq;
+    }
+
     /// The present incarnation.
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation

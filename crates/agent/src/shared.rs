@@ -5,10 +5,13 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use model::{EventKind, Seq, Severity, Timestamp};
+use probe::Rules;
 use tokio::sync::{Notify, watch};
 
+use crate::agent::AgentParts;
 use crate::config::AgentConfig;
 use crate::core::Core;
 use crate::flush::FlushGroup;
@@ -19,6 +22,9 @@ use crate::seams::{Clock, Dialer, Random};
 use crate::sequencer::Mode;
 use crate::spooler::SpoolFile;
 use crate::state_dir::{StateDir, StateFile};
+
+/// How long a window stays open that a safety rule keeps shut, when a test takes the rule away.
+pub(crate) const CARELESS_DELAY: Duration = Duration::from_millis(2);
 
 /// What was heard to be stored, and in which life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,23 +76,19 @@ pub(crate) struct Shared {
     pub(crate) map_writer: tokio::sync::Mutex<()>,
     /// The agent was dropped: nobody commits or sends any more. Release by the drop, acquire by those it wakes.
     pub(crate) dead: AtomicBool,
-    /// Drain reads take no extent lock, which an oracle must notice.
-    #[cfg(test)]
-    pub(crate) drain_without_locks: AtomicBool,
+    /// The safety rules in force.
+    pub(crate) rules: Rules,
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "the one constructor; every argument is a different seam")]
     pub(crate) fn new(
         config: AgentConfig,
-        dialer: Arc<dyn Dialer>,
-        clock: Arc<dyn Clock>,
-        random: Arc<dyn Random>,
-        state_dir: Option<Arc<dyn StateDir>>,
+        parts: AgentParts,
         map_file: Option<Arc<dyn StateFile>>,
         instance: [u8; 16],
         core: Core,
     ) -> Self {
+        let AgentParts { dialer, clock, random, state_dir, rules } = parts;
         let disk = |disk: &crate::AgentDisk| SharedDisk {
             source: Arc::clone(&disk.source),
             trim_zeroes: disk.trim_zeroes,
@@ -117,8 +119,7 @@ impl Shared {
             map_closed: watch::Sender::new(false),
             map_writer: tokio::sync::Mutex::new(()),
             dead: false.into(),
-            #[cfg(test)]
-            drain_without_locks: false.into(),
+            rules,
         }
     }
 

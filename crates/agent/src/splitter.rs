@@ -15,11 +15,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use model::{Extent, SECTOR_BYTES};
 use nbd::{BlockStatus, Errno, Export, ZeroFlags};
-use tokio::time::Instant;
+use probe::Rule;
+use tokio::time::{Instant, sleep};
 
 use crate::core::Change;
 use crate::flush::flush_for_client;
-use crate::shared::Shared;
+use crate::locks::ExtentLock;
+use crate::shared::{CARELESS_DELAY, Shared};
 
 /// Pieces in which a trimmed range is read back when the source does not promise zeros: bounds memory and lock time.
 const TRIM_READ_BACK_BYTES: u64 = 1 << 20;
@@ -97,7 +99,7 @@ impl Splitter {
 
     async fn change(&self, extent: Extent, operation: Operation) -> Result<(), Errno> {
         let (shared, disk) = (&self.shared, &self.shared.disks[self.disk]);
-        let _lock = disk.locks.lock(extent).await;
+        let lock = self.lock(extent).await;
         let wait = {
             let mut core = shared.core();
             if core.stopping {
@@ -112,7 +114,13 @@ impl Splitter {
                 return Err(Errno::Shutdown);
             }
         }
-        let result = submit(disk.source.as_ref(), extent, operation).await;
+        let result = match submit(disk.source.as_ref(), extent, operation).await {
+            Ok(change) if !shared.rules.hold(Rule::SeqBeforeAnswer) => return self.complete_later(change, lock),
+            result => result,
+        };
+        if lock.is_none() {
+            self.careless_delay().await;
+        }
         let now = shared.now();
         let mut core = shared.core();
         let reply = match result {
@@ -129,7 +137,37 @@ impl Splitter {
         reply
     }
 
+    /// Keeps overlapping operations out until the change has its number.
+    async fn lock(&self, extent: Extent) -> Option<ExtentLock> {
+        // Careless: clients do not write the same place twice at one time.
+        let locks = self.shared.rules.hold(Rule::OverlapsSerialised).then_some(&self.shared.disks[self.disk].locks)?;
+        Some(locks.lock(extent).await)
+    }
+
+    /// Careless: why should a client wait for bookkeeping? Only without the rule that it must.
+    fn complete_later(&self, change: Change, lock: Option<ExtentLock>) -> Result<(), Errno> {
+        let this = self.clone();
+        tokio::spawn(async move {
+            this.careless_delay().await;
+            let now = this.shared.now();
+            let mut core = this.shared.core();
+            core.complete(now, this.disk, change);
+            this.shared.ring_after_change(core);
+            drop(lock);
+        });
+        Ok(())
+    }
+
+    /// Time between completion and number, never long the same: as on a busy machine, where it decides who is first.
+    async fn careless_delay(&self) {
+        sleep(CARELESS_DELAY * u32::from(self.shared.random.bits()[0] % 4)).await;
+    }
+
     async fn wait_for_map(&self, batch: crate::regions::Batch) {
+        if !self.shared.rules.hold(Rule::BitBeforeWrite) {
+            // Careless: the commit will be there soon enough.
+            return self.shared.map_bell.notify_one();
+        }
         let started = Instant::now();
         self.shared.wait_committed(batch).await;
         let waited = started.elapsed();

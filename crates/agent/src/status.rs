@@ -13,6 +13,9 @@ pub struct AgentStatus {
     pub mode: &'static str,
     /// Address of the process server in use, or nothing while there is none.
     pub connection: Option<String>,
+    /// How far the session is: `none`, `hello` until log and agent have agreed where they stand, `live`.
+    #[serde(skip)]
+    pub session: &'static str,
     /// Why the last try gave no connection; nothing while there is one, and before the first try.
     pub connection_failure: Option<String>,
     /// The present incarnation.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use format::keys::Keys;
 use format::manifest::Promoted;
 use model::{Event, EventKind, MachineName, Seq, Severity};
-use store::Store;
+use probe::Rules;
+use store::{LogRules, Store};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,21 @@ pub struct ApplierConfig {
     pub replica: bool,
 }
 
+/// The safety rules in force: all, but for the tests and the simulation that show what each is good for.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct ApplierRules {
+    /// Those of the epoch log.
+    pub log: LogRules,
+    /// Those of the applier itself.
+    pub applier: Rules,
+}
+
+impl ApplierRules {
+    /// Every rule.
+    pub const ALL: ApplierRules = ApplierRules { log: LogRules::ALL, applier: Rules::ALL };
+}
+
 /// What the follower of a machine has committed: the replica may go there.
 #[derive(Default)]
 pub(crate) struct Committed {
@@ -46,6 +62,7 @@ pub(crate) struct Shared {
     pub machine: MachineName,
     pub clock: Arc<dyn Clock>,
     pub stop: CancellationToken,
+    pub rules: ApplierRules,
     /// Told at every commit.
     pub moved: Notify,
     committed: Mutex<Arc<Committed>>,
@@ -112,6 +129,19 @@ impl Applier {
         machines: Vec<MachineName>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ApplierError> {
+        Self::start_with_rules(config, store, keys, machines, clock, ApplierRules::ALL).await
+    }
+
+    /// As [`Applier::start`]; tests take a rule away to prove that their oracle notices.
+    #[doc(hidden)]
+    pub async fn start_with_rules(
+        config: ApplierConfig,
+        store: Store,
+        keys: Arc<Keys>,
+        machines: Vec<MachineName>,
+        clock: Arc<dyn Clock>,
+        rules: ApplierRules,
+    ) -> Result<Arc<Self>, ApplierError> {
         store::open_vault(&store, &keys).await?;
         let stop = CancellationToken::new();
         let shared = machines.into_iter().map(|machine| {
@@ -123,6 +153,7 @@ impl Applier {
                 machine,
                 clock: clock.clone(),
                 stop: stop.clone(),
+                rules,
                 moved: Notify::new(),
                 committed: Mutex::default(),
             })

@@ -20,7 +20,7 @@ use crate::ApplierError;
 use crate::applier::{Committed, Shared};
 use crate::manifest::ManifestOwner;
 use crate::points::{After, PointSchedule, incarnation_after};
-use crate::recover::{RecoverError, stream_log};
+use crate::recover::{RecoverError, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
 
@@ -88,7 +88,7 @@ fn report(shared: &Shared, error: &ApplierError) {
 
 /// Follows until stopped (`Ok`) or until something fails.
 async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierError> {
-    let log = stream_log(&shared.store, &shared.keys, &shared.machine);
+    let log = stream_log_with(&shared.store, &shared.keys, &shared.machine, shared.rules.log);
     while !log.exists().await? {
         // A machine that was never protected gets no manifest log either.
         shared.with_status(|status| status.last_error = None);
@@ -96,7 +96,7 @@ async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierErr
             return Ok(());
         }
     }
-    let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine).await?;
+    let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine, shared.rules.log).await?;
     let mut follower = Follower::new(shared, log, owner);
     shared.with_status(|status| status.manifest_epoch = follower.owner.epoch());
     follower.run(progressed).await
@@ -127,12 +127,13 @@ struct Follower<'a> {
 
 impl<'a> Follower<'a> {
     fn new(shared: &'a Shared, log: EpochLog, owner: ManifestOwner) -> Self {
-        let mut schedule = PointSchedule::new(shared.machine.clone(), shared.config.crash_every);
+        let mut schedule =
+            PointSchedule::new(shared.machine.clone(), shared.config.crash_every).with_rules(shared.rules.applier);
         owner.manifest().points.iter().for_each(|point| schedule.known(point));
         let (epoch, slot) = owner.manifest().folded();
         Self {
             shared,
-            reader: LogReader::new(log, LogEnd::default(), ReadMode::Table),
+            reader: LogReader::with_rules(log, LogEnd::default(), ReadMode::Table, shared.rules.log),
             schedule,
             head: LogHead::default(),
             folded: LogPosition { epoch, slot },

@@ -28,6 +28,8 @@ mod testing;
 mod tests;
 mod unprotect;
 
+#[doc(hidden)]
+pub use applier::ApplierRules;
 pub use applier::{Applier, ApplierConfig};
 pub use clock::{Clock, SystemClock};
 pub use error::ApplierError;

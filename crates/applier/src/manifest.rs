@@ -15,7 +15,7 @@ use format::object::{
     seal_small,
 };
 use model::{LogHead, MachineName};
-use store::{EpochLog, Genesis, LogEntry, LogPosition, LogWriter, Store};
+use store::{EpochLog, Genesis, LogEntry, LogPosition, LogRules, LogWriter, Store};
 
 use crate::{ApplierError, segments};
 
@@ -31,8 +31,8 @@ pub(crate) fn log(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Epo
 }
 
 /// The newest manifest. Writes nothing and waits for nobody.
-pub(crate) async fn read(log: &EpochLog) -> Result<Manifest, ApplierError> {
-    fold(log, &log.read_newest().await?.entries)
+pub(crate) async fn read(log: &EpochLog, rules: LogRules) -> Result<Manifest, ApplierError> {
+    fold(log, &log.read_newest_with(rules).await?.entries)
 }
 
 /// Where an object of a machine's manifest log belongs.
@@ -103,11 +103,16 @@ pub(crate) struct ManifestOwner {
 
 impl ManifestOwner {
     /// Owns a fresh epoch and opens it with the whole state of what came before.
-    pub async fn attach(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<Self, ApplierError> {
+    pub async fn attach(
+        store: &Store,
+        keys: &Arc<Keys>,
+        machine: &MachineName,
+        rules: LogRules,
+    ) -> Result<Self, ApplierError> {
         let log = log(store, keys, machine);
         // What is damaged or too large is found before an epoch is spent on it.
-        whole_state(machine, &fold(&log, &log.read_newest().await?.entries)?)?;
-        let attached = log.attach().await?;
+        whole_state(machine, &read(&log, rules).await?)?;
+        let attached = log.attach_with(rules).await?;
         let manifest = fold(&log, attached.newest_entries())?;
         let state = whole_state(machine, &manifest)?;
         let writer = attached.open(state).await?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use format::manifest::{Point, PointKind};
 use model::{MachineName, PointId, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
+use probe::Rules;
 
 use crate::recover::Validity;
 
@@ -47,6 +48,11 @@ impl PointSchedule {
             last_crash: None,
             last_point: Seq::ZERO,
         }
+    }
+
+    /// The same under these safety rules.
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { validity: Validity::with_rules(rules), ..self }
     }
 
     /// Takes in a point that is in the manifest already.

@@ -27,5 +27,9 @@ pub use config::ProcessServerConfig;
 pub use dedup::{DedupEntry, DedupIndex};
 pub use error::ProcessServerError;
 pub use server::ProcessServer;
+#[doc(hidden)]
+pub use server::ServerRules;
 pub use status::{MachineStatus, ProcessServerStatus, StageStatus};
+#[doc(hidden)]
+pub use stream::admit_with;
 pub use stream::{Admitted, admit};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use format::keys::Keys;
 use format::wire::{Refusal, Refused};
 use model::MachineName;
+use probe::Rules;
 use store::{LogRules, Store};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -43,7 +44,22 @@ pub struct ProcessServer {
     stopping: CancellationToken,
     /// Ends every task at once.
     abort: CancellationToken,
-    rules: LogRules,
+    rules: ServerRules,
+}
+
+/// The safety rules in force: all, but for the tests and the simulation that show what each is good for.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct ServerRules {
+    /// Those of the epoch log.
+    pub log: LogRules,
+    /// Those of the process server itself.
+    pub server: Rules,
+}
+
+impl ServerRules {
+    /// Every rule.
+    pub const ALL: ServerRules = ServerRules { log: LogRules::ALL, server: Rules::ALL };
 }
 
 impl ProcessServer {
@@ -53,15 +69,16 @@ impl ProcessServer {
         store: Store,
         keys: Arc<Keys>,
     ) -> Result<Arc<ProcessServer>, ProcessServerError> {
-        Self::start_with_rules(config, store, keys, LogRules::ALL)
+        Self::start_with_rules(config, store, keys, ServerRules::ALL)
     }
 
-    /// As [`ProcessServer::start`]; tests take a rule of the epoch log away to prove that their oracle notices.
-    pub(crate) fn start_with_rules(
+    /// As [`ProcessServer::start`]; tests take a rule away to prove that their oracle notices.
+    #[doc(hidden)]
+    pub fn start_with_rules(
         config: ProcessServerConfig,
         store: Store,
         keys: Arc<Keys>,
-        rules: LogRules,
+        rules: ServerRules,
     ) -> Result<Arc<ProcessServer>, ProcessServerError> {
         let config = Arc::new(config.validated()?);
         Ok(Arc::new(ProcessServer {

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use model::{DiskChange, DiskName, DrainCause, EventKind, Incarnation, LogHead, Severity};
+use probe::{Rule, Rules};
 
 use super::committer::MAP_FILE;
 use super::layout::{DiskEntry, Header, MapFileState, PAGE_REGIONS, PAGES_OFFSET, encode_map, parse_map};
@@ -45,9 +46,10 @@ pub(crate) async fn load(
     config: &AgentConfig,
     dir: Option<&dyn StateDir>,
     fresh: Incarnation,
+    rules: Rules,
 ) -> Result<Loaded, AgentError> {
     let mut events = Events::new();
-    let former = read(dir, &mut events).await;
+    let mut former = read(dir, &mut events).await;
     if let Ok(Some(state)) = &former
         && state.header.machine != config.machine
     {
@@ -58,9 +60,28 @@ pub(crate) async fn load(
         );
         return Err(AgentError::Config { why });
     }
-    let mut loaded = merge(config, former, fresh, events);
-    write(config, dir, &mut loaded).await;
+    let marker_stays = former.as_mut().is_ok_and(|state| state.as_mut().is_some_and(|state| believe(state, rules)));
+    let mut loaded = merge(config, former, fresh, events, rules);
+    write(config, dir, &mut loaded, marker_stays).await;
     Ok(loaded)
+}
+
+/// With all rules in force a map says what it says. Without one of them a start believes more than is true. Returns
+/// whether it leaves the clean-stop marker where it is.
+fn believe(state: &mut MapFileState, rules: Rules) -> bool {
+    let blank = |bits: &mut Vec<BitSet>| bits.iter_mut().for_each(|bits| *bits = BitSet::new(bits.len()));
+    let Header { incarnation, stored, clean, .. } = state.header;
+    // Careless: whoever stopped had sent everything, so the life of which the log has records goes on.
+    if !rules.hold(Rule::FreshIncarnation) && !clean && stored.position.incarnation == incarnation {
+        state.header.clean = true;
+        blank(&mut state.bits);
+    }
+    // Careless: a clean stop leaves no bits, so they need not be looked at, and a later commit takes the marker away.
+    let marker_stays = !rules.hold(Rule::MarkerRemovedFirst) && clean;
+    if marker_stays {
+        blank(&mut state.bits);
+    }
+    marker_stays
 }
 
 /// The former map; `Ok(None)` if there never was one, an error if there was and it says nothing.
@@ -115,7 +136,13 @@ fn bits_of(entry: &DiskEntry, former: Option<(&DiskEntry, &BitSet)>) -> (BitSet,
     (bits, entry.size != old.size)
 }
 
-fn merge(config: &AgentConfig, former: Result<Option<MapFileState>, ()>, fresh: Incarnation, events: Events) -> Loaded {
+fn merge(
+    config: &AgentConfig,
+    former: Result<Option<MapFileState>, ()>,
+    fresh: Incarnation,
+    events: Events,
+    rules: Rules,
+) -> Loaded {
     let first_start = matches!(former, Ok(None));
     let former = former.ok().flatten();
     let known = |name: &DiskName| {
@@ -131,7 +158,7 @@ fn merge(config: &AgentConfig, former: Result<Option<MapFileState>, ()>, fresh: 
         let (bits, differs) = bits_of(&entry, old);
         changed |= differs;
         let change = if old.is_some() { DiskChange::Resized } else { DiskChange::Added };
-        let regions = Regions::new(entry.size, region_bytes, bits, PAGE_REGIONS);
+        let regions = Regions::new(entry.size, region_bytes, bits, PAGE_REGIONS).with_rules(rules);
         disks.push(CoreDisk { name: entry.name, regions, change });
     }
     let in_config = |name: &DiskName| config.disks.iter().any(|disk| disk.name == *name);
@@ -158,7 +185,7 @@ fn merge(config: &AgentConfig, former: Result<Option<MapFileState>, ()>, fresh: 
     }
 }
 
-async fn write(config: &AgentConfig, dir: Option<&dyn StateDir>, loaded: &mut Loaded) {
+async fn write(config: &AgentConfig, dir: Option<&dyn StateDir>, loaded: &mut Loaded, marker_stays: bool) {
     // Bits set here that the former file did not have are a durable update that sets bits, so the version rises.
     if loaded.start.is_err() {
         loaded.map_version = loaded.map_version.saturating_add(1);
@@ -174,7 +201,7 @@ async fn write(config: &AgentConfig, dir: Option<&dyn StateDir>, loaded: &mut Lo
         map_version: loaded.map_version,
         incarnation: loaded.incarnation,
         stored: loaded.stored,
-        clean: false,
+        clean: marker_stays && loaded.start.is_ok(),
         machine: config.machine.clone(),
         disks: loaded.disks.iter().map(entry).collect(),
     };

@@ -33,11 +33,18 @@ pub(crate) async fn run(shared: &Arc<Shared>) {
         wait_while_refused(shared).await;
         let address = shared.config.process_servers[server % shared.config.process_servers.len()].clone();
         let end = match timeout(DIAL_TIMEOUT, shared.dialer.dial(&address)).await {
-            Ok(Ok(connection)) => session::run(shared, connection, &address).await,
+            Ok(Ok(connection)) => {
+                shared.core().greeting = true;
+                session::run(shared, connection, &address).await
+            }
             Ok(Err(e)) => SessionEnd::Failed(error_chain(&e)),
             Err(_) => SessionEnd::Failed(format!("{address} did not answer within {} s", DIAL_TIMEOUT.as_secs())),
         };
-        let was_up = shared.core().connection.take().is_some();
+        let was_up = {
+            let mut core = shared.core();
+            core.greeting = false;
+            core.connection.take().is_some()
+        };
         match end {
             SessionEnd::NewLife => {}
             SessionEnd::Stopped => return,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use format::wire::{Frame, Hello, PROTOCOL_VERSION, Refusal, Refused, Start, Stored, Welcome};
 use futures::FutureExt;
 use model::{DrainCause, EventKind, LogHead, Record, RecordBody, Seq, Severity};
+use probe::Rule;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use transport::{Connection, FrameReader, FrameWriter, TransportError};
@@ -134,7 +135,15 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
         core.sequencer.last().is_none()
     };
     if !new_incarnation {
-        return shared.core().stored(head.position.seq, head.digest).map_err(|mismatch| mismatch_end(mismatch, head));
+        let mut core = shared.core();
+        return match core.stored(head.position.seq, head.digest) {
+            Err(StoredMismatch::Unknown) if !shared.rules.hold(Rule::RevertedMemoryRefused) => {
+                // Careless: the log knows best.
+                core.follow(*head);
+                Ok(())
+            }
+            agreed => agreed.map_err(|mismatch| mismatch_end(mismatch, head)),
+        };
     }
     check_new(shared, head)?;
     // Records may not carry a version before it is durable, nor one the log would take for an older map.
@@ -306,6 +315,10 @@ async fn give(
     credit.send_modify(|c| c.available = c.available.saturating_sub(cost));
     count_sent(shared, &records, last, payload);
     writer.write(&Frame::Data(records)).await?;
+    if !shared.rules.hold(Rule::KeptUntilStored) {
+        // Careless: it is on its way, so its memory may serve others.
+        shared.core().queue.give_payloads_away(last);
+    }
     Ok(())
 }
 

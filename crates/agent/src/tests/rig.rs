@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use disk::memory::MemoryDisk;
 use model::{DiskId, DiskName, Seq, Timestamp};
+use probe::Rules;
 
 use super::files::MemoryDir;
 use super::peer::FakePeer;
@@ -65,6 +66,7 @@ pub(super) struct Rig {
     pub(super) queue_bytes: u64,
     pub(super) spool_bytes: u64,
     pub(super) trim_zeroes: bool,
+    pub(super) rules: Rules,
 }
 
 impl Rig {
@@ -79,6 +81,7 @@ impl Rig {
             queue_bytes: 2 << 20,
             spool_bytes: 0,
             trim_zeroes: true,
+            rules: Rules::ALL,
         }
     }
 
@@ -107,6 +110,7 @@ impl Rig {
             clock: Arc::clone(&self.clock) as _,
             random: Arc::clone(&self.random) as _,
             state_dir: Some(Arc::new(self.dir.clone())),
+            rules: self.rules,
         };
         Agent::start_with(self.config(), parts).await.expect("a good configuration")
     }

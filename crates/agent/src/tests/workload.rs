@@ -2,12 +2,12 @@
 //! broken at a time, which the oracle must notice.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use disk::memory::{Fault, MemoryDisk, Operation as Op};
 use model::{Extent, Record, RecordBody, Seq};
 use nbd::{Export, ZeroFlags};
+use probe::{Rule, Rules};
 
 use super::history::{History, Oracle};
 use super::peer::{apply, points};
@@ -54,7 +54,7 @@ struct Trouble {
     cuts: bool,
     outages: bool,
     source_faults: bool,
-    drain_without_locks: bool,
+    rules: Rules,
     queue_bytes: Option<u64>,
     spool_bytes: u64,
 }
@@ -73,8 +73,8 @@ async fn run(seed: u64, trouble: Trouble) -> (Rig, Oracle, Arc<Agent>) {
         disk.set_delay(Op::Read, Duration::from_micros(50 + rng.below(300)));
         disk.set_delay(Op::Flush, Duration::from_micros(rng.below(2000)));
     }
+    rig.rules = trouble.rules;
     let agent = rig.start().await;
-    agent.drain_without_locks().store(trouble.drain_without_locks, Ordering::Relaxed);
     let history = Arc::new(History::default());
     let exports: Vec<_> =
         rig.disks.iter().map(|(name, _)| (name.id(), agent.export(name).expect("a disk of this agent"))).collect();
@@ -217,8 +217,8 @@ async fn the_oracle_notices_two_overlapping_records_swapped() {
 async fn the_oracle_notices_drain_reads_without_their_lock() {
     let mut noticed = 0;
     for seed in 60..70 {
-        let trouble =
-            Trouble { drain_without_locks: true, outages: true, queue_bytes: Some(1 << 20), ..Trouble::default() };
+        let rules = Rules::without(Rule::DrainReadLocked);
+        let trouble = Trouble { rules, outages: true, queue_bytes: Some(1 << 20), ..Trouble::default() };
         let (rig, oracle, _agent) = run(seed, trouble).await;
         let records = rig.peer.log().records.clone();
         let wrong = !rig.log_equals_sources() || check_points(&rig, &records, &oracle).is_err();

@@ -14,13 +14,15 @@ use format::manifest::{Manifest, Point, PointKind};
 use format::object::{LogKind, ObjectHeader};
 use format::segment::{Piece, Table};
 use model::{Incarnation, LogHead, MachineName, Record, RecordBody, RecordDigest, RecordDigester, Seq, Timestamp};
-use store::{EpochLog, LogEnd, LogEntry, LogPosition, LogReader, ManifestBase, Next, ReadMode, Store, StoreError};
+use store::{
+    EpochLog, LogEnd, LogEntry, LogPosition, LogReader, LogRules, ManifestBase, Next, ReadMode, Store, StoreError,
+};
 use tokio::time::Instant;
 
 use super::progress::tell;
 use super::{Disks, Frames, Layout, ObjectPlace, ProgressFn, RecoverError, Stage, Validity};
 use crate::points::incarnation_after;
-use crate::{ApplierError, manifest, segments};
+use crate::{ApplierError, ApplierRules, manifest, segments};
 
 /// Most memory that the tables of one history may take.
 const HISTORY_BYTES_MAX: u64 = 8 << 30;
@@ -98,28 +100,40 @@ impl History {
         machine: &MachineName,
         options: LoadOptions,
     ) -> Result<Self, RecoverError> {
+        Self::load_with_rules(store, keys, machine, options, ApplierRules::ALL).await
+    }
+
+    /// As [`History::load`]; tests take a rule away to prove that their oracle notices.
+    #[doc(hidden)]
+    pub async fn load_with_rules(
+        store: &Store,
+        keys: Arc<Keys>,
+        machine: &MachineName,
+        options: LoadOptions,
+        rules: ApplierRules,
+    ) -> Result<Self, RecoverError> {
         store::open_vault(store, &keys).await?;
-        let log = stream_log(store, &keys, machine);
+        let log = stream_log_with(store, &keys, machine, rules.log);
         if !log.exists().await? {
             return Err(unknown(store, machine).await?);
         }
-        let promoted = read_manifest(store, &keys, machine).await?;
+        let promoted = read_manifest(store, &keys, machine, rules.log).await?;
         let mut history = Self {
             machine: machine.clone(),
             rows: Vec::new(),
             frames: Arc::new(Frames::new(store.clone(), keys.clone())),
-            validity: Validity::default(),
+            validity: Validity::with_rules(rules.applier),
             points: Vec::new(),
             head: LogHead::default(),
             bytes: 0,
         };
-        history.walk(&log, &options).await?;
+        let reader = LogReader::with_rules(log.clone(), LogEnd::default(), ReadMode::Table, rules.log);
+        history.walk(&log, reader, &options).await?;
         history.take_points(promoted);
         Ok(history)
     }
 
-    async fn walk(&mut self, log: &EpochLog, options: &LoadOptions) -> Result<(), RecoverError> {
-        let mut reader = LogReader::new(log.clone(), LogEnd::default(), ReadMode::Table);
+    async fn walk(&mut self, log: &EpochLog, mut reader: LogReader, options: &LoadOptions) -> Result<(), RecoverError> {
         let (mut deadline, mut holes) = (None, 0);
         loop {
             match reader.next().await? {
@@ -305,17 +319,27 @@ impl History {
 
 /// The stream of a machine, whose holes are judged by its manifest.
 pub(crate) fn stream_log(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> EpochLog {
+    stream_log_with(store, keys, machine, LogRules::ALL)
+}
+
+/// The same, its manifest read under these rules of the epoch log.
+pub(crate) fn stream_log_with(store: &Store, keys: &Arc<Keys>, machine: &MachineName, rules: LogRules) -> EpochLog {
     EpochLog {
         store: store.clone(),
         keys: keys.clone(),
         machine: machine.clone(),
         kind: LogKind::Stream,
-        base: Arc::new(ManifestBase::new(manifest::log(store, keys, machine))),
+        base: Arc::new(ManifestBase::with_rules(manifest::log(store, keys, machine), rules)),
     }
 }
 
-async fn read_manifest(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<Manifest, RecoverError> {
-    manifest::read(&manifest::log(store, keys, machine)).await.map_err(|error| match error {
+async fn read_manifest(
+    store: &Store,
+    keys: &Arc<Keys>,
+    machine: &MachineName,
+    rules: LogRules,
+) -> Result<Manifest, RecoverError> {
+    manifest::read(&manifest::log(store, keys, machine), rules).await.map_err(|error| match error {
         ApplierError::Store(error) => RecoverError::Store(error),
         other => {
             RecoverError::Damage { path: segments::log_prefix(machine, LogKind::Manifest), what: other.to_string() }

@@ -33,7 +33,7 @@ pub use verify::{AtReport, Damage, SeqRange, VerifyReport, Witness, verify};
 pub use crate::replica::processed;
 
 pub(crate) use frames::{Frames, Layout, ObjectPlace};
-pub(crate) use history::{stream_log, unknown};
+pub(crate) use history::{stream_log, stream_log_with, unknown};
 pub(crate) use map::Source;
 pub(crate) use point::read_run;
 pub(crate) use state::Disks;

@@ -5,6 +5,7 @@
 //! had seemed valid, up to but without the next drain end. Positions at or before `lost_after` stay as they were.
 
 use model::{RecordBody, Seq};
+use probe::{Rule, Rules};
 
 /// A closed run of valid positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,17 +21,27 @@ pub(crate) struct SeqRun {
 pub(crate) struct Validity {
     runs: Vec<SeqRun>,
     draining: bool,
+    /// The safety rules in force.
+    rules: Rules,
 }
 
 impl Default for Validity {
     fn default() -> Self {
-        Self { runs: Vec::new(), draining: true }
+        Self { runs: Vec::new(), draining: true, rules: Rules::ALL }
     }
 }
 
 impl Validity {
+    /// Nothing known yet, under these safety rules.
+    pub fn with_rules(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// Takes the next record in.
     pub fn push<D>(&mut self, seq: Seq, body: &RecordBody<D>) {
+        if !self.rules.hold(Rule::DrainIsNoPoint) {
+            return self.push_careless(seq);
+        }
         match body {
             RecordBody::DrainBegin { lost_after, .. } => {
                 self.retract(*lost_after);
@@ -42,6 +53,15 @@ impl Validity {
             }
             _ if self.draining => {}
             _ => self.runs.last_mut().expect("a stream that does not drain has an open run").to = seq,
+        }
+    }
+
+    /// Careless: records are in order, so what stands behind each of them is a state of the disks.
+    fn push_careless(&mut self, seq: Seq) {
+        self.draining = false;
+        match self.runs.last_mut() {
+            Some(run) => run.to = seq,
+            None => self.runs.push(SeqRun { from: seq, to: seq }),
         }
     }
 

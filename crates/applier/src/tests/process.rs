@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use format::manifest::PointKind;
 use model::{DiskChange, Selector, Seq, Timestamp};
+use store::LogRules;
 use tokio_util::sync::CancellationToken;
 
 use super::load;
@@ -140,7 +141,7 @@ async fn restarted_appliers_go_on_and_make_no_point_twice() {
     wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
     applier.stop().await;
     assert_replica(&log, data_dir.path(), last);
-    let newest = manifest::read(&manifest::log(&store, &keys, &log.machine)).await.expect("read");
+    let newest = manifest::read(&manifest::log(&store, &keys, &log.machine), LogRules::ALL).await.expect("read");
     let mut ids: Vec<_> = newest.points.iter().map(|point| point.id).collect();
     ids.sort();
     ids.dedup();
@@ -160,7 +161,8 @@ async fn promoted(log: &TestLog) -> (Vec<format::manifest::Promoted>, Validity) 
     let last = log.last();
     wait_for("promotion", async || applier.status().machines[0].processed_seq == last).await;
     applier.stop().await;
-    let newest = manifest::read(&manifest::log(&log.store, &log.keys, &log.machine)).await.expect("read");
+    let newest =
+        manifest::read(&manifest::log(&log.store, &log.keys, &log.machine), LogRules::ALL).await.expect("read");
     (newest.segments, load(log).await.validity().clone())
 }
 

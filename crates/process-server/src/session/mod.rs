@@ -65,6 +65,13 @@ impl SessionHandle {
         }
     }
 
+    /// So much of what it took is stored. Never more than it took, whatever is acknowledged while it lives.
+    pub(crate) fn give_back(&self, credit: u64) {
+        let less = |taken: u64| Some(taken.saturating_sub(credit));
+        let given = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        debug_assert!(given.is_ok(), "the change is never refused");
+    }
+
     fn heard_now(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }

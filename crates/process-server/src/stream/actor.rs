@@ -13,6 +13,7 @@ use format::object::LogKind;
 use format::wire::{Hello, Refusal, Refused, Stored};
 use futures::future::BoxFuture;
 use model::LogHead;
+use probe::Rule;
 use store::{EpochLog, Genesis, LogWriter, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use super::epoch::{EpochEvent, EpochOver, OpenEpoch};
 use super::segments::Acknowledged;
 use super::upload::with_causes;
-use super::{Admitted, Message, StreamContext, admit};
+use super::{Admitted, Message, StreamContext, admit_with};
 use crate::pipeline::JobResult;
 use crate::session::{Batch, SessionHandle};
 
@@ -237,7 +238,9 @@ impl Actor {
         let rival = [self.session.as_ref(), self.attaching.as_ref().map(|attaching| &attaching.session)]
             .into_iter()
             .flatten()
-            .find(|other| other.instance != session.instance && other.is_alive(ALIVE));
+            .find(|other| other.instance != session.instance && other.is_alive(ALIVE))
+            // Careless: whoever comes last is the one who is meant.
+            .filter(|_| self.context.rules.server.hold(Rule::SecondAgentRefused));
         let refused = if self.stopping {
             Some((Refusal::Busy, "this process server is stopping".to_owned()))
         } else {
@@ -261,11 +264,25 @@ impl Actor {
             session.ended.cancel();
         }
         self.pending.clear();
+        if !self.context.rules.server.hold(Rule::SlotFilled)
+            && let Some(epoch) = &mut self.epoch
+        {
+            // Careless: nobody waits for these any more.
+            epoch.abandon();
+        }
+    }
+
+    /// Whether the epoch holds nothing any more that a head named in WELCOME would not count.
+    fn may_welcome(&self) -> bool {
+        // Careless: the head is acknowledged, what else does an agent need?
+        let careless = !self.context.rules.server.hold(Rule::WelcomeAfterDrain);
+        self.epoch.as_ref().is_some_and(|epoch| epoch.is_drained() || careless)
     }
 
     /// Moves a waiting HELLO on: drain what has slots, make sure the epoch is ours or open one, then decide.
     fn attach(&mut self, now: Instant) {
         let Some(attaching) = &self.attaching else { return };
+        let may_welcome = self.may_welcome();
         if attaching.reply.is_closed() {
             self.attaching = None;
         } else if attaching.until <= now {
@@ -275,7 +292,7 @@ impl Actor {
             );
         } else if let Some(epoch) = &mut self.epoch {
             epoch.close_segment();
-            if epoch.is_drained() && self.verifying.is_none() {
+            if may_welcome && self.verifying.is_none() {
                 let writer = epoch.writer();
                 self.verifying = Some(Box::pin(async move { writer.look().await }));
             }
@@ -287,7 +304,7 @@ impl Actor {
                 kind: LogKind::Stream,
                 base: Arc::new(Genesis),
             };
-            let rules = self.context.rules;
+            let rules = self.context.rules.log;
             self.opening = Some(Box::pin(async move { log.attach_with(rules).await?.open(Vec::new()).await }));
         }
     }
@@ -308,7 +325,7 @@ impl Actor {
 
     fn on_verified(&mut self, result: Result<(), StoreError>) {
         match (result, &self.epoch) {
-            (Ok(()), Some(epoch)) if epoch.is_drained() => {
+            (Ok(()), Some(epoch)) if self.may_welcome() => {
                 let (_, head) = epoch.acked();
                 self.welcome(head);
             }
@@ -333,7 +350,7 @@ impl Actor {
 
     fn welcome(&mut self, head: LogHead) {
         let Some(Attaching { hello, session, reply, .. }) = self.attaching.take() else { return };
-        let decision = admit(&head, &hello);
+        let decision = admit_with(&head, &hello, self.context.rules.server);
         match &decision {
             Ok(_) => {
                 tracing::info!(machine = %self.context.machine, address = session.address, head = %head.position, "agent welcome");
@@ -382,7 +399,7 @@ impl Actor {
         }
         let credit = acknowledged.iter().map(|segment| segment.cost).sum();
         if let Some(session) = &self.session {
-            session.in_flight.fetch_sub(credit, Ordering::AcqRel);
+            session.give_back(credit);
             session.outbox.stored(Stored { seq: last.head.position.seq, digest: last.head.digest }, credit);
         }
         tracing::debug!(machine = %self.context.machine, slot = last.slot, seq = last.head.position.seq.0, "stored");

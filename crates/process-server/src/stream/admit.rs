@@ -12,6 +12,7 @@
 
 use format::wire::{Hello, PROTOCOL_VERSION, Refusal, Refused, Start};
 use model::{DrainCause, Incarnation, LogHead};
+use probe::{Rule, Rules};
 
 /// An agent may go on: what its first record must continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,12 @@ pub struct Admitted {
 
 /// Decides on HELLO for a log whose accepted end is `log`.
 pub fn admit(log: &LogHead, hello: &Hello) -> Result<Admitted, Refused> {
+    admit_with(log, hello, Rules::ALL)
+}
+
+/// The same under these safety rules.
+#[doc(hidden)]
+pub fn admit_with(log: &LogHead, hello: &Hello, rules: Rules) -> Result<Admitted, Refused> {
     if hello.protocol == 0 {
         return refuse(Refusal::Protocol, format!("protocol 0 is not spoken; newest known is {PROTOCOL_VERSION}"));
     }
@@ -36,29 +43,32 @@ pub fn admit(log: &LogHead, hello: &Hello) -> Result<Admitted, Refused> {
     }
     let compared = match hello.start {
         Start::Resume => {
-            resumes(log, hello)?;
+            resumes(log, hello, rules)?;
             false
         }
         Start::New { cause, compared_to } => opens(log, hello, cause, compared_to.map(|seq| seq.0))?,
     };
     if !compared {
-        same_past(log, hello)?;
+        same_past(log, hello, rules)?;
     }
     Ok(Admitted {
         protocol: hello.protocol.min(PROTOCOL_VERSION),
         head: *log,
         incarnation: hello.incarnation,
-        map_version_min: if compared { 0 } else { log.map_version },
+        // The agent's is not below the log's, or it was refused; so the lower of the two is the log's.
+        map_version_min: if compared { 0 } else { log.map_version.min(hello.map_version) },
     })
 }
 
 /// An unbroken life goes on: its next number lies behind the log's head, and the head belongs to that life. Or the log
 /// has none of its records yet: then the life must have begun at exactly this head.
-fn resumes(log: &LogHead, hello: &Hello) -> Result<(), Refused> {
+fn resumes(log: &LogHead, hello: &Hello, rules: Rules) -> Result<(), Refused> {
     let (next, head) = (hello.next_seq, log.position.seq);
     if next <= head {
-        let text = format!("the agent would give seq {next} next, but the log holds records up to {head}");
-        return refuse(Refusal::RevertedMemory, text);
+        reverted_memory(
+            rules,
+            format!("the agent would give seq {next} next, but the log holds records up to {head}"),
+        )?;
     }
     let life_begins_here = hello.stored.position == log.position && hello.stored.digest == log.digest;
     if hello.incarnation != log.position.incarnation && !life_begins_here && hello.stored.position.seq <= head {
@@ -88,13 +98,13 @@ fn opens(log: &LogHead, hello: &Hello, cause: DrainCause, compared_to: Option<u6
 }
 
 /// What the agent knows of the log is what the log knows of itself.
-fn same_past(log: &LogHead, hello: &Hello) -> Result<(), Refused> {
+fn same_past(log: &LogHead, hello: &Hello, rules: Rules) -> Result<(), Refused> {
     let (known, head) = (&hello.stored, log.position.seq);
     if known.position.seq > head {
         let text = format!("the agent saw seq {} stored, the log ends at {head}", known.position.seq);
         return refuse(Refusal::StoreLost, text);
     }
-    if hello.map_version < log.map_version {
+    if hello.map_version < log.map_version && rules.hold(Rule::RevertedMapRefused) {
         let text = format!(
             "the agent's dirty map has version {}, the log has seen {}: its disk was reverted",
             hello.map_version, log.map_version
@@ -106,9 +116,14 @@ fn same_past(log: &LogHead, hello: &Hello) -> Result<(), Refused> {
             "at seq {head} the agent has digest {}, the log has {}: they are not of one past",
             known.digest, log.digest
         );
-        return refuse(Refusal::RevertedMemory, text);
+        reverted_memory(rules, text)?;
     }
     Ok(())
+}
+
+/// What the agent remembers of its own numbers is older than the log.
+fn reverted_memory(rules: Rules, text: String) -> Result<(), Refused> {
+    if rules.hold(Rule::RevertedMemoryRefused) { refuse(Refusal::RevertedMemory, text) } else { Ok(()) }
 }
 
 fn refuse<T>(reason: Refusal, text: String) -> Result<T, Refused> {

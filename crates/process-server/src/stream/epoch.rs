@@ -73,7 +73,8 @@ impl OpenEpoch {
         };
         let shared = context.shared.clone();
         OpenEpoch {
-            segments: Segments::new(context.machine.clone(), writer.epoch(), end.hash, limits),
+            segments: Segments::new(context.machine.clone(), writer.epoch(), end.hash, limits)
+                .with_rules(context.rules.server),
             dedup: Arc::new(DedupIndex::new(context.config.dedup_entries_max)),
             writer: Arc::new(writer),
             results,
@@ -114,6 +115,11 @@ impl OpenEpoch {
     /// Closes the open segment.
     pub(crate) fn close_segment(&mut self) {
         self.segments.close();
+    }
+
+    /// Lets go of what is not sealed yet. Only without the rule that a slot given is filled.
+    pub(crate) fn abandon(&mut self) {
+        self.segments.abandon();
     }
 
     /// Closes the open segment if it is old enough.

@@ -24,15 +24,15 @@ use std::sync::Arc;
 use format::keys::Keys;
 use format::wire::{Hello, Refused};
 use model::MachineName;
-use store::{LogRules, Store};
+use store::Store;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::ProcessServerConfig;
 use crate::pipeline::Pipeline;
 use crate::session::{Batch, SessionHandle};
+use crate::{ProcessServerConfig, ServerRules};
 
-pub use admit::{Admitted, admit};
+pub use admit::{Admitted, admit, admit_with};
 pub(crate) use shared::StreamShared;
 
 /// Messages that wait for an actor; it takes them in at once, so senders hardly ever wait.
@@ -54,8 +54,8 @@ pub(crate) struct StreamContext {
     pub shared: Arc<StreamShared>,
     /// Ends the actor at once.
     pub abort: CancellationToken,
-    /// The rules of the epoch log: all, except in the tests that show why.
-    pub rules: LogRules,
+    /// The safety rules in force.
+    pub rules: ServerRules,
 }
 
 /// What sessions and the server tell an actor.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use format::object::{LogKind, ObjectHash, Place};
 use format::segment::{Commit, FrameSealer, SealedSegment};
 use model::{LogHead, MachineName};
+use probe::{Rule, Rules};
 use tokio::time::Instant;
 
 use crate::pipeline::{JOBS_PER_SEGMENT_MAX, JobOutput};
@@ -61,6 +62,8 @@ struct Segment {
     object_bytes: u64,
     arrived: Instant,
     head: LogHead,
+    /// Its slot stays empty. Only without the rule that a slot given is filled.
+    abandoned: bool,
 }
 
 /// A batch's place.
@@ -110,12 +113,20 @@ pub(crate) struct Segments {
     prev_hash: ObjectHash,
     /// Sealed bytes for each byte of cost in the last segment that was closed: what jobs at work will add.
     ratio: f64,
+    /// The safety rules in force.
+    rules: Rules,
 }
 
 impl Segments {
     /// Behind an opening whose hash is given.
     pub(crate) fn new(machine: MachineName, epoch: u64, opening: ObjectHash, limits: SegmentLimits) -> Self {
-        Segments { machine, epoch, limits, queue: VecDeque::new(), next_slot: 1, prev_hash: opening, ratio: 1.0 }
+        let (queue, rules) = (VecDeque::new(), Rules::ALL);
+        Segments { machine, epoch, limits, queue, next_slot: 1, prev_hash: opening, ratio: 1.0, rules }
+    }
+
+    /// The same under these safety rules.
+    pub(crate) fn with_rules(self, rules: Rules) -> Self {
+        Segments { rules, ..self }
     }
 
     /// Segments not acknowledged.
@@ -175,6 +186,7 @@ impl Segments {
                 object_bytes: 0,
                 arrived: batch.arrived,
                 head: batch.head,
+                abandoned: false,
             });
         }
         let segment = self.open().expect("opened just above");
@@ -252,7 +264,15 @@ impl Segments {
         self.prev_hash = sealed.hash;
         let segment = self.at(slot).expect("a segment stays until it is acknowledged");
         segment.object_bytes = sealed.header.total_bytes;
-        segment.stage = Stage::Ready(sealed.parts);
+        segment.stage = if segment.abandoned { Stage::Put } else { Stage::Ready(sealed.parts) };
+    }
+
+    /// Leaves the slots of segments that are not put together yet empty, and their records unacknowledged.
+    pub(crate) fn abandon(&mut self) {
+        self.close();
+        for segment in &mut self.queue {
+            segment.abandoned |= matches!(segment.stage, Stage::Filling | Stage::Assembling);
+        }
     }
 
     /// The next segment to put, with its bytes.
@@ -273,15 +293,23 @@ impl Segments {
 
     /// The last slot up to which all are put: what a look made now would let us acknowledge.
     pub(crate) fn put_up_to(&self) -> Option<u64> {
-        self.queue.iter().take_while(|segment| matches!(segment.stage, Stage::Put)).last().map(|segment| segment.slot)
+        let put = |segment: &&Segment| matches!(segment.stage, Stage::Put);
+        if !self.rules.hold(Rule::StoredInOrder) {
+            // Careless: the last one put is stored, and those before it will be.
+            return self.queue.iter().rfind(put).map(|segment| segment.slot);
+        }
+        self.queue.iter().take_while(put).last().map(|segment| segment.slot)
     }
 
-    /// Acknowledges every slot up to this one, in order. Only after a look that began when all were put.
+    /// Acknowledges every slot up to this one, in order. Only after a look that began when all were put, as
+    /// [`Segments::put_up_to`] said: nothing that is put becomes unput.
     pub(crate) fn acknowledge(&mut self, up_to: u64) -> Vec<Acknowledged> {
         let mut acknowledged = Vec::new();
-        while let Some(segment) = self.queue.pop_front_if(|s| s.slot <= up_to && matches!(s.stage, Stage::Put)) {
-            let Segment { slot, head, cost, object_bytes, arrived, .. } = segment;
-            acknowledged.push(Acknowledged { slot, head, cost, object_bytes, arrived });
+        while let Some(segment) = self.queue.pop_front_if(|segment| segment.slot <= up_to) {
+            let Segment { slot, head, cost, object_bytes, arrived, abandoned, .. } = segment;
+            if !abandoned {
+                acknowledged.push(Acknowledged { slot, head, cost, object_bytes, arrived });
+            }
         }
         acknowledged
     }

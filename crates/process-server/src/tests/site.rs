@@ -8,10 +8,10 @@ use format::object::LogKind;
 use model::MachineName;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use store::{EpochLog, FaultStore, Faults, Genesis, LogRules, Store};
+use store::{EpochLog, FaultStore, Faults, Genesis, Store};
 use transport::{Connection, Peer, Role};
 
-use crate::{ProcessServer, ProcessServerConfig};
+use crate::{ProcessServer, ProcessServerConfig, ServerRules};
 
 /// Bytes a test connection holds in each direction.
 const WIRE_BYTES: usize = 256 << 10;
@@ -37,13 +37,13 @@ impl Site {
     }
 
     pub fn server_with(&self, faults: &Faults, change: impl FnOnce(&mut ProcessServerConfig)) -> Arc<ProcessServer> {
-        self.server_by(faults, LogRules::ALL, change)
+        self.server_by(faults, ServerRules::ALL, change)
     }
 
     pub fn server_by(
         &self,
         faults: &Faults,
-        rules: LogRules,
+        rules: ServerRules,
         change: impl FnOnce(&mut ProcessServerConfig),
     ) -> Arc<ProcessServer> {
         let mut config = ProcessServerConfig::new(machine("ps"));

@@ -9,20 +9,22 @@ use store::{Faults, LogRules, SplitMix64};
 use super::agent::Agent;
 use super::site::Site;
 use super::workload::Workload;
+use crate::ServerRules;
 
 #[tokio::test(start_paused = true)]
 async fn the_first_server_acknowledges_nothing_more_once_another_took_over() {
-    take_over(LogRules::ALL).await;
+    take_over(ServerRules::ALL).await;
 }
 
 /// The control: a server that does not look acknowledges what the takeover made void, and the oracle notices.
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "stored is true when it is said")]
 async fn a_server_that_does_not_look_is_caught() {
-    take_over(LogRules { writer_looks: false, ..LogRules::ALL }).await;
+    let log = LogRules { writer_looks: false, ..LogRules::ALL };
+    take_over(ServerRules { log, ..ServerRules::ALL }).await;
 }
 
-async fn take_over(rules: LogRules) {
+async fn take_over(rules: ServerRules) {
     let site = Site::new();
     let faults = Faults::default();
     let (first, second) = (site.server_by(&faults, rules, |_| {}), site.server(&faults));
