@@ -75,6 +75,9 @@ pub(crate) struct Core {
     pub(crate) queue: Queue,
     pub(crate) disks: Vec<CoreDisk>,
     pub(crate) map: MapState,
+    /// The map version as this life found it, while no log has taken it: HELLO answers for what the map *knew*, and each
+    /// write to a cold region raises the version in force, also of a map that was set back.
+    pub(crate) attested: Option<u64>,
     /// The log's head as last heard.
     pub(crate) stored: LogHead,
     /// The last number given to the present session.
@@ -296,6 +299,18 @@ impl Core {
         (self.sent, self.sent_max) = (Seq::ZERO, Seq::ZERO);
         let text = format!("new incarnation {incarnation}: {why}");
         self.event(now, Severity::Warning, EventKind::Started, text);
+    }
+
+    /// The version that HELLO answers for.
+    pub(crate) fn attested_version(&self) -> u64 {
+        self.attested.unwrap_or_else(|| self.map.version())
+    }
+
+    /// A log took this life's map. Returns the commit that must be durable before anything is numbered: it says so, and
+    /// that the version in force lies above all the log has seen.
+    pub(crate) fn map_taken(&mut self, seen: u64) -> Option<Batch> {
+        let above = if self.attested.take().is_some() { seen.max(self.map.version()) } else { seen };
+        self.map.raise_above(above)
     }
 
     /// A new incarnation heard the log's head: it goes on behind it, and introduces its disks.

@@ -97,24 +97,18 @@ impl Scene {
     pub fn died_at(&mut self, host: HostId, step: &'static str) {
         let wait = self.millis(0, 2000);
         tracing::info!(host = self.world.name(host), step, "died at a failpoint");
-        let (fault, machine) = if let Some(index) = self.machines.iter().position(|m| m.host == host) {
+        if let Some(index) = self.machines.iter().position(|machine| machine.host == host) {
             self.known[index].may_resend = None;
             let rng = &mut self.rng;
             self.machines[index].die(&mut self.world, false, rng);
             self.later(wait, move |scene| scene.start_machine(index));
-            (Fault::AgentFailpoint, index)
-        } else if let Some(index) = self.servers.iter().position(|s| s.host == host) {
+        } else if let Some(index) = self.servers.iter().position(|server| server.host == host) {
             self.servers[index].die(&mut self.world, false);
             self.later(wait, move |scene| scene.start_server(index));
-            (Fault::ServerFailpoint, 0)
-        } else if let Some(index) = self.followers.iter().position(|f| f.host == host) {
+        } else if let Some(index) = self.followers.iter().position(|follower| follower.host == host) {
             self.followers[index].die(&mut self.world, false);
             self.later(wait, move |scene| scene.start_follower(index));
-            (Fault::ApplierFailpoint, 0)
-        } else {
-            return;
-        };
-        let _ = (fault, machine);
+        }
     }
 
     fn failpoint(&mut self, role: &'static str, host: HostId) -> bool {

@@ -101,6 +101,7 @@ impl History {
         }
         self.eras.push(Era { base: Arc::new(base), first_op, end_op: None });
         self.previous = self.current.replace(self.eras.len() - 1);
+        tracing::info!(machine = self.machine, era = self.eras.len() - 1, first_op, "era begins");
         self.eras.len() - 1
     }
 
@@ -130,6 +131,7 @@ impl History {
             Some(before) => {
                 self.eras[before].end_op = None;
                 self.current = Some(before);
+                tracing::info!(machine = self.machine, era = before, "the stop was clean: its era goes on");
             }
             None => self.incarnation(incarnation, current),
         }

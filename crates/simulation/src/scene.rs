@@ -18,7 +18,7 @@ use crate::operator::Operator;
 use crate::rng::{derive, pick};
 use crate::servers::{Follower, Server, Site};
 use crate::stamp::MACHINES_MAX;
-use crate::world::{Boot, HostId, World};
+use crate::world::{HostId, World};
 
 /// What a run is to be.
 #[derive(Debug, Clone)]
@@ -234,11 +234,6 @@ impl Scene {
         }
         self.do_due(false);
         Ok(())
-    }
-
-    /// The boot of the operator's host.
-    pub fn operator_boot(&self) -> Boot {
-        self.operator.boot.clone()
     }
 }
 

@@ -46,7 +46,7 @@ pub struct Boot {
     pub host: HostId,
     /// Counts the lives of the host.
     pub number: u64,
-    alive: Arc<AtomicBool>,
+    pub(crate) alive: Arc<AtomicBool>,
 }
 
 impl Boot {

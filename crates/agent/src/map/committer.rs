@@ -113,6 +113,7 @@ pub(crate) fn header_of(shared: &Shared, core: &mut Core, map_version: u64, clea
         incarnation: core.sequencer.incarnation(),
         stored: core.stored,
         clean,
+        attested: core.attested,
         machine: shared.config.machine.clone(),
         disks: core.disks.iter().map(entry).collect(),
     }

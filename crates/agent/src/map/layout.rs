@@ -59,6 +59,8 @@ pub(crate) struct Header {
     pub(crate) incarnation: Incarnation,
     pub(crate) stored: LogHead,
     pub(crate) clean: bool,
+    /// The version that HELLO must still answer for: what an earlier life left, while no log has taken it since.
+    pub(crate) attested: Option<u64>,
     pub(crate) machine: MachineName,
     pub(crate) disks: Vec<DiskEntry>,
 }
@@ -73,6 +75,13 @@ pub(crate) struct MapFileState {
     pub(crate) map_version: u64,
     /// Pages that could not be trusted and count as all set.
     pub(crate) bad_pages: u64,
+}
+
+impl MapFileState {
+    /// The version that stands for what this map knows: versions raised since, by lives that no log has taken, do not.
+    pub(crate) fn attested(&self) -> u64 {
+        self.header.attested.unwrap_or(self.map_version)
+    }
 }
 
 /// A map file that says nothing.
@@ -111,6 +120,7 @@ pub(crate) fn encode_header(header: &Header) -> Bytes {
     out.put_u64_le(header.stored.time.0);
     out.put_u64_le(u64::from(header.clean));
     put_name(&mut out, header.machine.as_str());
+    out.put_u64_le(header.attested.map_or(0, |version| version.saturating_add(1)));
     out.resize(DISKS_OFFSET, 0);
     let mut first_page = 0;
     for disk in &header.disks {
@@ -217,9 +227,10 @@ fn parse_header(slot: &[u8]) -> Option<Result<Header, MapDamage>> {
     };
     let clean = fields.u64()? == 1;
     let machine = fields.name()?;
-    fields.take(DISKS_OFFSET - 192)?;
+    let attested = fields.u64()?.checked_sub(1);
+    fields.take(DISKS_OFFSET - 200)?;
     let disks = (0..disks).map(|_| parse_disk(&mut fields)).collect::<Option<Vec<_>>>()?;
-    Some(Ok(Header { generation, map_version, incarnation, stored, clean, machine, disks }))
+    Some(Ok(Header { generation, map_version, incarnation, stored, clean, attested, machine, disks }))
 }
 
 fn parse_disk(fields: &mut Fields) -> Option<DiskEntry> {

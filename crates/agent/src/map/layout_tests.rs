@@ -19,6 +19,7 @@ fn header(sizes: &[u64], generation: u64) -> Header {
             map_version: 4,
             time: Timestamp(99),
         },
+        attested: None,
         clean: generation.is_multiple_of(2),
         machine: "m1".parse().expect("a name"),
         disks: sizes.iter().enumerate().map(disk).collect(),

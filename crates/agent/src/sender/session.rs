@@ -105,7 +105,7 @@ fn hello(shared: &Shared) -> Hello {
         incarnation: core.sequencer.incarnation(),
         start,
         next_seq: next.unwrap_or(Seq::ZERO),
-        map_version: core.map.version(),
+        map_version: core.attested_version(),
         stored: core.stored,
         disks: core.disks.iter().map(|disk| (disk.name.clone(), disk.regions.size())).collect(),
     }
@@ -147,7 +147,7 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
     }
     check_new(shared, head)?;
     // Records may not carry a version before it is durable, nor one the log would take for an older map.
-    let raise = shared.core().map.raise_above(head.map_version);
+    let raise = shared.core().map_taken(head.map_version);
     if let Some(batch) = raise {
         shared.wait_committed(batch).await;
     }

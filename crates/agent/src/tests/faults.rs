@@ -69,6 +69,43 @@ async fn a_reverted_machine_is_refused_until_a_compare_and_then_heals() {
     rig.assert_log_equals_sources();
 }
 
+/// One durable update lies between the snapshot and the log, and the reverted life raises its own version before any
+/// process server hears of it, even over a restart: what counts is what the map knew.
+#[tokio::test(start_paused = true)]
+async fn a_map_reverted_by_one_update_is_refused_however_much_it_is_written_before() {
+    for (full, restarts) in [(false, 0), (false, 2), (true, 0)] {
+        let mut rig = Rig::new(1, 1 << 20);
+        let agent = rig.start().await;
+        let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+        until_settled(&agent).await;
+        until_clear(&agent).await;
+        let snapshot = (rig.dir.file("map").expect("kept").visible(), rig.disks[0].1.contents());
+        export.write(5 * REGION, stamped(2, 4096), false).await.expect("written");
+        until_settled(&agent).await;
+        drop((agent, export));
+        rig.dir.put("map", snapshot.0);
+        rig.dir.file("map").expect("just put").fail(full);
+        rig.disks[0].1 = std::sync::Arc::new(disk::MemoryDisk::from_contents(snapshot.1));
+        rig.peer.set(|b| b.down = true);
+        for life in 0..restarts {
+            let agent = rig.start().await;
+            let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+            export.write(life * REGION, stamped(10 + life, 4096), false).await.expect("the source is served");
+        }
+        let agent = rig.start().await;
+        let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+        for n in 8..12 {
+            export.write(n * REGION, stamped(20 + n, 4096), false).await.expect("the source is served");
+        }
+        rig.peer.set(|b| b.down = false);
+        let status = until(&agent, "refused", |s| s.refusal.is_some()).await;
+        assert_eq!(status.refusal.map(|r| r.reason), Some(Refusal::RevertedDisk), "full {full}, {restarts} restarts");
+        compare(&rig, &agent).await;
+        until_settled(&agent).await;
+        rig.assert_log_equals_sources();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_lost_its_tail_is_noticed_and_healed_by_a_compare() {
     let rig = Rig::new(1, 1 << 20);
