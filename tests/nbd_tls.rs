@@ -306,3 +306,45 @@ fn a_position_is_served_over_tls() {
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains("certificates of the site"), "{ran:?}");
 }
+
+#[test]
+fn a_revoked_client_is_cut_off_and_refused_while_the_export_runs() {
+    let tls = TlsSite::new("localhost");
+    let _roles = tls.start();
+    let credentials = tls.credentials();
+    let root =
+        Export { host: "localhost", port: tls.ports[0], disk: "root", credentials: &credentials, sanity_check: true };
+    run("nbdinfo", &[&root.uri()]);
+    // A client that stays connected: it asks for a block now and then until it is cut off.
+    let object = root.object();
+    let sleepy = "aio_write -P 0x11 0 64k\naio_flush\n".to_owned() + &"sleep 500\nread 0 4k\n".repeat(60);
+    let script = tls.site.path("script");
+    std::fs::write(&script, sleepy).expect("written");
+    let mut command = std::process::Command::new("qemu-io");
+    command.args(["-t", "none", "--object", &object, "--image-opts", &root.options()]);
+    let input = std::fs::File::open(&script).expect("script opens");
+    let mut client = command
+        .stdin(input)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("qemu-io starts");
+    eventually("the client has written", || {
+        let mut byte = [0];
+        use std::os::unix::fs::FileExt;
+        let source = std::fs::File::open(tls.site.source("db", "root")).map_err(|e| e.to_string())?;
+        source.read_exact_at(&mut byte, 0).map_err(|e| e.to_string())?;
+        if byte == [0x11] { Ok(()) } else { Err("not yet".into()) }
+    });
+    let ran = tls.site.run(&["revoke", &credentials.join("client-cert.pem").to_string_lossy()]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    eventually("the client is cut off", || {
+        let log = tls.agent_log();
+        if log.contains("certificate was revoked: it is cut off") { Ok(()) } else { Err(log) }
+    });
+    let refusals = tls.refusals();
+    assert!(!try_run("nbdinfo", &[&root.uri()]).status.success(), "a revoked client is refused");
+    tls.wait_refusals(refusals + 1);
+    let _gone_already = client.kill();
+    client.wait().expect("waited for");
+}

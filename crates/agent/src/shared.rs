@@ -108,7 +108,7 @@ impl Shared {
             random,
             state_dir,
             map_file,
-            spool: SpoolFile::default(),
+            spool: SpoolFile::new(),
             instance,
             core: Mutex::new(core),
             send_bell: Notify::new(),

@@ -1,20 +1,36 @@
-//! The spool file: payloads that memory has no room for. Layout in `spool/FORMAT.md`.
+//! The spool file: payloads that memory has no room for, sealed. Layout in `spool/FORMAT.md`.
 //!
 //! The spool is a cache of this process's memory, no more: it is discarded at start, because an agent that stopped with
 //! anything unsent opens with a drain anyway. So nothing here is synced, and no order between writes matters. What must
-//! hold is that a payload read back is the payload written: each carries its number and a checksum, and a slot is given
-//! out again only after its payload was freed.
+//! hold:
+//! - A payload read back is the payload written for that record: number and length are authenticated with it, and a slot
+//!   is given out again only after its payload was freed.
+//! - What lies on the disk is of no use to whoever finds it: the source may be encrypted where the agent's directory is
+//!   not. The key is random, made when the agent starts and written nowhere, so it dies with the process.
+//! - No nonce is ever used twice under that key. A nonce is a number taken from one 64-bit counter that only goes up; a
+//!   payload that is written again after a failure takes a new number, and a restart takes a new key.
 //!
 //! [`SpoolSpace`] is the pure half (which bytes of the file are taken); reading and writing are the callers'.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::{BufMut, Bytes, BytesMut};
 use model::{Extent, ExtentSet, SECTOR_BYTES, Seq};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
 
 /// First bytes of each payload in the file.
 const MAGIC: u32 = u32::from_le_bytes(*b"FSPL");
 
+/// The part of a slot's header that the seal covers: all but the tag.
+const FIELDS_BYTES: usize = 24;
+
+/// Bytes of the seal.
+const TAG_BYTES: usize = 16;
+
 /// Bytes in front of each payload.
-pub(crate) const SLOT_HEADER_BYTES: usize = 24;
+pub(crate) const SLOT_HEADER_BYTES: usize = FIELDS_BYTES + TAG_BYTES;
 
 /// Largest payload of one record.
 pub(crate) const PAYLOAD_BYTES_MAX: u32 = 33 << 20;
@@ -35,8 +51,8 @@ pub(crate) enum SlotDamage {
     Truncated,
     #[error("the slot holds something else")]
     Misplaced,
-    #[error("the checksum does not match")]
-    Checksum,
+    #[error("the slot does not open: it was altered")]
+    Altered,
 }
 
 /// Bytes of the file that a payload of `len` bytes takes.
@@ -44,41 +60,84 @@ pub(crate) fn slot_bytes(len: usize) -> u64 {
     ((SLOT_HEADER_BYTES + len) as u64).next_multiple_of(SECTOR_BYTES)
 }
 
-/// Appends a payload as it lies in the file: header, payload, padding.
-pub(crate) fn encode_slot(seq: Seq, payload: &[u8], out: &mut BytesMut) {
-    let start = out.len();
-    let len = u32::try_from(payload.len()).expect("a record is at most 33 MiB: bounded by the export");
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&seq.0.to_le_bytes()), payload);
-    out.put_u32_le(MAGIC);
-    out.put_u32_le(len);
-    out.put_u64_le(seq.0);
-    out.put_u32_le(crc);
-    out.put_u32_le(0);
-    out.put_slice(payload);
-    let padded = start + usize::try_from(slot_bytes(payload.len())).expect("bounded as len is");
-    out.resize(padded, 0);
+/// Seals and opens the payloads of one run of the agent.
+pub(crate) struct SpoolCipher {
+    key: LessSafeKey,
+    /// The next nonce. Relaxed: only that each number is given once matters, no other memory hangs on it.
+    next: AtomicU64,
 }
 
-/// Reads a payload back; anything but the payload of record `seq` is damage.
-pub(crate) fn decode_slot(seq: Seq, slot: &Bytes) -> Result<Bytes, SlotDamage> {
-    if slot.len() < SLOT_HEADER_BYTES {
-        return Err(SlotDamage::Truncated);
+impl SpoolCipher {
+    /// With a key that nobody else has, and that nobody will know again.
+    pub(crate) fn new() -> Self {
+        let mut key = Zeroizing::new([0; 32]);
+        SystemRandom::new().fill(&mut *key).expect("the kernel gives random bits once it has booted");
+        Self::with_key(&key)
     }
-    let word = |at: usize| u32::from_le_bytes([slot[at], slot[at + 1], slot[at + 2], slot[at + 3]]);
-    let found = u64::from(word(8)) | u64::from(word(12)) << 32;
-    if word(0) != MAGIC || found != seq.0 || word(4) > PAYLOAD_BYTES_MAX {
-        return Err(SlotDamage::Misplaced);
+
+    /// With a known key: for fuzzing, which repeats itself.
+    pub(crate) fn with_key(key: &[u8; 32]) -> Self {
+        let key = UnboundKey::new(&AES_256_GCM, key).expect("32 bytes are a key of AES-256");
+        Self { key: LessSafeKey::new(key), next: AtomicU64::new(0) }
     }
-    let end = SLOT_HEADER_BYTES + word(4) as usize;
-    if slot.len() < end {
-        return Err(SlotDamage::Truncated);
+
+    /// Appends a payload as it lies in the file: header, sealed payload, padding. It is copied once and sealed in place.
+    pub(crate) fn seal(&self, seq: Seq, payload: &[u8], out: &mut BytesMut) {
+        let start = out.len();
+        let len = u32::try_from(payload.len()).expect("a record is at most 33 MiB: bounded by the export");
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let fields = fields(len, seq, number);
+        out.put_slice(&fields);
+        out.put_bytes(0, TAG_BYTES);
+        out.put_slice(payload);
+        let sealed = start + SLOT_HEADER_BYTES;
+        let tag = self.key.seal_in_place_separate_tag(nonce(number), Aad::from(fields), &mut out[sealed..]);
+        let tag = tag.expect("a record is far below the 64 GiB that AES-GCM takes");
+        out[start + FIELDS_BYTES..sealed].copy_from_slice(tag.as_ref());
+        let padded = start + usize::try_from(slot_bytes(payload.len())).expect("bounded as len is");
+        out.resize(padded, 0);
     }
-    let payload = slot.slice(SLOT_HEADER_BYTES..end);
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&seq.0.to_le_bytes()), &payload);
-    if crc != word(16) {
-        return Err(SlotDamage::Checksum);
+
+    /// Reads a payload back; anything but the payload of record `seq` is damage. Opened in place where the caller holds
+    /// the only handle to the bytes.
+    pub(crate) fn open(&self, seq: Seq, slot: Bytes) -> Result<Bytes, SlotDamage> {
+        let Some((header, _)) = slot.split_first_chunk::<SLOT_HEADER_BYTES>() else {
+            return Err(SlotDamage::Truncated);
+        };
+        let (fields, tag) = header.split_first_chunk::<FIELDS_BYTES>().expect("the header is longer than its fields");
+        let word = |at: usize| u32::from_le_bytes([fields[at], fields[at + 1], fields[at + 2], fields[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        if word(0) != MAGIC || long(8) != seq.0 || word(4) > PAYLOAD_BYTES_MAX {
+            return Err(SlotDamage::Misplaced);
+        }
+        let end = SLOT_HEADER_BYTES + word(4) as usize;
+        if slot.len() < end {
+            return Err(SlotDamage::Truncated);
+        }
+        let (nonce, aad) = (nonce(long(16)), Aad::from(*fields));
+        let tag = Tag::try_from(tag).map_err(|_| SlotDamage::Truncated)?;
+        let mut bytes = slot.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        self.key
+            .open_in_place_separate_tag(nonce, aad, tag, &mut bytes[SLOT_HEADER_BYTES..end], 0..)
+            .map_err(|_| SlotDamage::Altered)?;
+        Ok(bytes.freeze().slice(SLOT_HEADER_BYTES..end))
     }
-    Ok(payload)
+}
+
+/// What a slot says of itself in the clear, and what is authenticated with its payload.
+fn fields(len: u32, seq: Seq, number: u64) -> [u8; FIELDS_BYTES] {
+    let mut fields = [0; FIELDS_BYTES];
+    fields[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    fields[4..8].copy_from_slice(&len.to_le_bytes());
+    fields[8..16].copy_from_slice(&seq.0.to_le_bytes());
+    fields[16..].copy_from_slice(&number.to_le_bytes());
+    fields
+}
+
+fn nonce(number: u64) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(nonce)
 }
 
 /// Which bytes of the spool file are free.
@@ -150,33 +209,68 @@ mod tests {
         }
     }
 
-    fn encoded(seq: u64, payload: &[u8]) -> Bytes {
+    fn sealed(cipher: &SpoolCipher, seq: u64, payload: &[u8]) -> Bytes {
         let mut out = BytesMut::new();
-        encode_slot(Seq(seq), payload, &mut out);
+        cipher.seal(Seq(seq), payload, &mut out);
         out.freeze()
     }
 
     #[test]
     fn a_payload_comes_back_as_it_was() {
-        for len in [0usize, 1, 488, 489, 4096] {
+        let cipher = SpoolCipher::new();
+        for len in [0usize, 1, 472, 473, 4096] {
             let payload = vec![7; len];
-            let slot = encoded(9, &payload);
+            let slot = sealed(&cipher, 9, &payload);
             assert_eq!(slot.len() as u64, slot_bytes(len));
-            assert_eq!(decode_slot(Seq(9), &slot).as_deref(), Ok(&payload[..]));
+            assert_eq!(cipher.open(Seq(9), slot.clone()).as_deref(), Ok(&payload[..]), "from shared bytes");
+            assert_eq!(cipher.open(Seq(9), slot).as_deref(), Ok(&payload[..]), "in place");
         }
     }
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
-        let slot = encoded(9, &[5; 40]);
-        for bit in (0..(SLOT_HEADER_BYTES + 40) * 8).filter(|bit| !(20 * 8..24 * 8).contains(bit)) {
+        let cipher = SpoolCipher::new();
+        let slot = sealed(&cipher, 9, &[5; 40]);
+        for bit in 0..(SLOT_HEADER_BYTES + 40) * 8 {
             let mut bytes = slot.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode_slot(Seq(9), &bytes.into()).is_err(), "bit {bit}");
+            assert!(cipher.open(Seq(9), bytes.into()).is_err(), "bit {bit}");
         }
         for cut in 0..SLOT_HEADER_BYTES + 40 {
-            assert!(decode_slot(Seq(9), &slot.slice(..cut)).is_err(), "cut at {cut}");
+            assert!(cipher.open(Seq(9), slot.slice(..cut)).is_err(), "cut at {cut}");
         }
-        assert_eq!(decode_slot(Seq(10), &slot), Err(SlotDamage::Misplaced));
+        assert_eq!(cipher.open(Seq(10), slot), Err(SlotDamage::Misplaced));
+    }
+
+    /// Made by another program from `FORMAT.md` alone; the same file is a seed of the fuzzer.
+    #[test]
+    fn a_slot_is_as_its_format_says() {
+        let file = Bytes::from_static(include_bytes!("../../../fuzz/corpus/spool/payload"));
+        let cipher = SpoolCipher::with_key(&[7; 32]);
+        assert_eq!(cipher.open(Seq(9), file.slice(8..)).as_deref(), Ok(&b"payload of a record"[..]));
+        assert_eq!(sealed(&cipher, 9, b"payload of a record"), file.slice(8..));
+    }
+
+    #[test]
+    fn a_slot_opens_under_the_key_of_its_run_alone() {
+        let (this, next) = (SpoolCipher::new(), SpoolCipher::new());
+        let slot = sealed(&this, 9, &[5; 40]);
+        assert_eq!(next.open(Seq(9), slot.clone()), Err(SlotDamage::Altered));
+        assert!(this.open(Seq(9), slot).is_ok(), "the control");
+    }
+
+    #[test]
+    fn no_two_slots_have_one_nonce_and_none_shows_its_payload() {
+        let cipher = SpoolCipher::new();
+        let payload = *b"FARSHORE PLAINTEXT MARKER, 40 BYTES LONG";
+        // The same record again, as after a write that failed.
+        let slots: Vec<Bytes> = (0..200).map(|_| sealed(&cipher, 9, &payload)).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        for slot in &slots {
+            assert!(seen.insert(slot[16..24].to_vec()), "a nonce came twice");
+            assert!(!slot.windows(8).any(|part| payload.windows(8).any(|plain| plain == part)), "plaintext");
+        }
+        let opened = cipher.open(Seq(9), slots[7].clone()).expect("opens");
+        assert!(opened.windows(8).any(|part| part == &payload[..8]), "the control: the search finds what is there");
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::queue::SpoolBatch;
 use crate::shared::Shared;
-use crate::spool::{encode_slot, slot_bytes};
+use crate::spool::{SpoolCipher, slot_bytes};
 use crate::state_dir::StateFile;
 
 /// Name of the spool file.
@@ -28,13 +28,18 @@ const SEND_WINDOW_DIVISOR: u64 = 4;
 /// How long a failed spool is left alone.
 const SPOOL_RETRY: Duration = Duration::from_secs(10);
 
-/// The spool file, opened when it is first needed.
-#[derive(Default)]
+/// The spool file, opened when it is first needed, and the key of this run that seals it.
 pub(crate) struct SpoolFile {
     file: tokio::sync::OnceCell<Arc<dyn StateFile>>,
+    pub(crate) cipher: SpoolCipher,
 }
 
 impl SpoolFile {
+    /// With a key of its own.
+    pub(crate) fn new() -> Self {
+        Self { file: tokio::sync::OnceCell::new(), cipher: SpoolCipher::new() }
+    }
+
     /// The file; created empty by whoever asks first.
     pub(crate) async fn get(&self, shared: &Shared) -> io::Result<&Arc<dyn StateFile>> {
         let dir = shared.state_dir.as_ref().ok_or_else(|| io::Error::other("the state directory cannot be used"))?;
@@ -100,6 +105,6 @@ async fn move_out(shared: &Shared, file_used: &mut bool) -> io::Result<()> {
 async fn write(shared: &Shared, batch: &SpoolBatch) -> io::Result<()> {
     let bytes: u64 = batch.payloads.iter().map(|(_, data)| slot_bytes(data.len())).sum();
     let mut out = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    batch.payloads.iter().for_each(|(seq, data)| encode_slot(*seq, data, &mut out));
+    batch.payloads.iter().for_each(|(seq, data)| shared.spool.cipher.seal(*seq, data, &mut out));
     shared.spool.get(shared).await?.write_at(batch.run.offset(), out.freeze()).await
 }

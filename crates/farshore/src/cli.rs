@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{DiskName, MachineName, RecordDigest, Selector, Seq};
 use nbd::ListenAddress;
+use transport::Serial;
 
 /// Continuous disk replication and disaster recovery.
 #[derive(Debug, Parser)]
@@ -50,6 +51,8 @@ pub enum Command {
     Init(InitArgs),
     /// Check a copy of the recovery key
     Key(KeyArgs),
+    /// Revoke certificates of this site, or show which are; needs the CA's key
+    Revoke(RevokeArgs),
     /// Run all roles in one process
     Up,
     /// Run the agent of one machine
@@ -114,6 +117,17 @@ pub struct KeyCheckArgs {
     /// File with the copy, instead of standard input
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+}
+
+/// `revoke`
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// Files of the certificates; without any, and without --serial, the list is shown
+    #[arg(value_name = "CERTIFICATE")]
+    pub certificates: Vec<PathBuf>,
+    /// Serial number in hexadecimal, for a certificate whose file is gone; may be given several times
+    #[arg(long = "serial", value_name = "HEX")]
+    pub serials: Vec<Serial>,
 }
 
 /// `agent`

@@ -6,9 +6,11 @@
 //! agent-<machine>.crt .key            one for each machine
 //! nbd-<machine>.crt .key              for its exports over TLS, where it has any
 //! nbd-client/                         what their clients need
+//! ca.crl                              which of all these are revoked; not there until one is
 //! ```
 //! A certificate near its end is renewed in place where the CA's key is: the new pair is complete and synced before it
-//! takes the old one's name, key first, so a crash between leaves a pair that does not fit and is renewed again.
+//! takes the old one's name, key first, so a crash between leaves a pair that does not fit and is renewed again. A revoked
+//! one is replaced like one that is missing.
 
 pub mod nbd;
 
@@ -20,7 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use model::MachineName;
-use transport::{Authority, Identity, IssuedCertificate, Role};
+use transport::{Authority, Identity, Issued, IssuedCertificate, RevocationList, Role, Serial};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
@@ -77,6 +79,8 @@ struct Pair {
 /// What is known of a pair without trusting it.
 enum Found {
     Missing,
+    /// Nobody takes it any more.
+    Revoked,
     /// It does not speak for these names.
     Lacks(Vec<String>),
     /// It can be used, and must soon be renewed.
@@ -97,7 +101,8 @@ impl Pair {
         hosts: &BTreeSet<String>,
         issue: impl FnOnce(&Authority, &BTreeSet<String>) -> Result<IssuedCertificate, transport::TransportError>,
     ) -> anyhow::Result<()> {
-        let found = self.found(hosts);
+        let revoked = RevocationList::load(&ca_dir.join("ca.crt"))?;
+        let found = self.found(hosts, &revoked);
         if matches!(found, Found::Good) {
             return Ok(());
         }
@@ -106,7 +111,7 @@ impl Pair {
         }
         let _lock = lock(ca_dir)?;
         // Roles start at once and may want the same certificate: one issues it, the others find it.
-        if matches!(self.found(hosts), Found::Good) {
+        if matches!(self.found(hosts, &revoked), Found::Good) {
             return Ok(());
         }
         let mut all =
@@ -116,16 +121,21 @@ impl Pair {
             all.clone_from(hosts);
         }
         self.replace(&issue(&Authority::load(ca_dir)?, &all)?)?;
-        tracing::info!(file = %self.certificate.display(), "issued a certificate");
+        // Its number is all that is needed to revoke it, also when the file is gone.
+        let serial = read(&self.certificate, |parsed| Serial::new(parsed.raw_serial()).to_string());
+        tracing::info!(file = %self.certificate.display(), serial, "issued a certificate");
         Ok(())
     }
 
     /// What cannot be read counts as good: the loader says what is wrong with it.
-    fn found(&self, hosts: &BTreeSet<String>) -> Found {
+    fn found(&self, hosts: &BTreeSet<String>, revoked: &RevocationList) -> Found {
         if !self.certificate.exists() || !self.key.exists() {
             return Found::Missing;
         }
         let look = |parsed: &X509Certificate<'_>| {
+            if revoked.names(&Serial::new(parsed.raw_serial())) {
+                return Found::Revoked;
+            }
             let named = hosts_of(parsed);
             let lacks: Vec<String> = hosts.difference(&named).cloned().collect();
             match lacks.is_empty() {
@@ -149,6 +159,10 @@ impl Pair {
                 "no certificate {certificate} and no CA key beside it to issue one: copy it and {key} from the host that \
                  has ca.key, after starting `farshore process-server` there with this machine in its configuration"
             ))),
+            Found::Revoked => Err(usage(format!(
+                "certificate {certificate} was revoked, and there is no CA key beside it to issue another: start \
+                 `farshore process-server` where ca.key is, then copy it and {key} from there"
+            ))),
             Found::Lacks(hosts) => Err(usage(format!(
                 "certificate {certificate} is not for {}, and there is no CA key beside it to issue another: start \
                  `farshore process-server` with this listen address where ca.key is, then copy it and {key} from there",
@@ -170,6 +184,23 @@ impl Pair {
     }
 }
 
+/// Adds certificates to the list of the revoked, durably: it is in force when this returns. Certificates that are on it
+/// already stay as they are.
+pub fn revoke(ca_dir: &Path, serials: Vec<Serial>) -> anyhow::Result<RevocationList> {
+    let ca = ca_dir.join("ca.crt");
+    let authority = Authority::load(ca_dir)?;
+    let _lock = lock(ca_dir)?;
+    let list = RevocationList::load(&ca)?.with(serials);
+    let file = RevocationList::file(&ca);
+    write_in_place(&file, authority.sign_list(&list)?.as_bytes())?;
+    Ok(list)
+}
+
+/// What a certificate's file says, if this site issued it.
+pub fn issued(ca_dir: &Path, certificate: &Path) -> anyhow::Result<Issued> {
+    Ok(Issued::read(&ca_dir.join("ca.crt"), certificate)?)
+}
+
 /// Held while certificates are written.
 fn lock(ca_dir: &Path) -> anyhow::Result<File> {
     let path = ca_dir.join(".lock");
@@ -189,6 +220,17 @@ fn put_in_place(from: &Path, to: &Path) -> anyhow::Result<()> {
     let dir = to.parent().unwrap_or(Path::new("/"));
     std::fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))?;
     File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("cannot sync {}", dir.display()))
+}
+
+/// Writes a public file in place of the one there: after a crash one of the two is there, whole.
+fn write_in_place(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let new = beside(file);
+    let write = || {
+        std::fs::write(&new, bytes)?;
+        File::open(&new)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", new.display()))?;
+    put_in_place(&new, file)
 }
 
 /// Looks into a certificate's file.

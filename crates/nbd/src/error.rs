@@ -14,6 +14,9 @@ pub enum Error {
     /// The two sides could not agree on TLS: most often one does not trust the other's certificate.
     #[error("TLS failed: {0}")]
     Tls(#[source] io::Error),
+    /// The client's certificate was good when it came, and is not any more.
+    #[error("the client's certificate was revoked, and it did not finish in time")]
+    Revoked,
     /// The bytes received are not the protocol's.
     #[error("expected {what}, received {found:#x}: the other side does not speak NBD or lost its place")]
     Magic {

@@ -27,4 +27,4 @@ pub use address::ListenAddress;
 pub use client::Client;
 pub use error::Error;
 pub use export::{BlockStatus, Errno, Export, ZeroFlags};
-pub use server::{Server, ServerConfig};
+pub use server::{Lapsed, Server, ServerConfig, ServerTls};

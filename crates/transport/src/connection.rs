@@ -10,6 +10,7 @@ use tokio_rustls::TlsConnector;
 use crate::failure::connect_error;
 use crate::frame::Sink;
 use crate::quic::{self, Congestion};
+use crate::revoked::Trust;
 use crate::tls::{ALPN, server_name};
 use crate::{FrameReader, FrameWriter, Identity, Peer, Role, TransportError};
 
@@ -68,6 +69,12 @@ impl Connection {
         Self::assemble(peer, address, Box::new(recv), Sink::Quic(send))
     }
 
+    /// The same, ending when what it rests on does.
+    pub(crate) fn resting_on(mut self, trust: Trust) -> Self {
+        self.reader.rest_on(trust);
+        self
+    }
+
     fn assemble(peer: Peer, address: String, read: Box<dyn AsyncRead + Send + Unpin>, sink: Sink) -> Self {
         let named = format!("{peer} at {address}");
         let reader = FrameReader::new(read, named.clone());
@@ -113,10 +120,10 @@ async fn connect_tls(address: &str, identity: &Identity, expect: Role) -> Result
     let tls = connector.connect(server_name(), tcp).await.map_err(|e| connect_error(address, e))?;
     let session = tls.get_ref().1;
     check_alpn(session.alpn_protocol()).map_err(unreachable)?;
-    let peer = identity
+    let (peer, trust) = identity
         .authenticate(session.peer_certificates().unwrap_or_default(), expect)
         .map_err(|why| TransportError::Untrusted { peer: address.to_owned(), why })?;
-    Ok(Connection::over(peer, address.to_owned(), Box::new(tls)))
+    Ok(Connection::over(peer, address.to_owned(), Box::new(tls)).resting_on(trust))
 }
 
 /// Small frames leave at once, and a dead peer is noticed.

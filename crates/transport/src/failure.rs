@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError, OtherError};
 
 use crate::TransportError;
 
@@ -56,6 +56,9 @@ fn distrust(error: &io::Error) -> Option<String> {
 
 fn tls_distrust(error: &rustls::Error) -> Option<String> {
     match error {
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => Some("its certificate was revoked".into()),
+        // Our own list of revoked certificates is no judge: the sentence says which file.
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => Some(why.to_string()),
         rustls::Error::InvalidCertificate(why) => Some(format!("its certificate was refused: {why}")),
         rustls::Error::NoCertificatesPresented => Some("it showed no certificate".into()),
         rustls::Error::AlertReceived(alert) => alert_distrust(*alert, "it refused our certificate"),

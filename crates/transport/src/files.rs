@@ -23,10 +23,16 @@ pub(crate) fn credentials(file: &Path, why: impl Into<String>) -> TransportError
 
 /// Reads a PEM file. `what` says what it should hold, `remedy` what to do when it is not there.
 pub(crate) fn read_pem(file: &Path, what: &str, remedy: &str) -> Result<Vec<u8>, TransportError> {
-    let opened = File::open(file).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => credentials(file, format!("{what} is not there: {remedy}")),
-        _ => credentials(file, format!("{what} cannot be read: {error}")),
-    })?;
+    read_if_there(file, what)?.ok_or_else(|| credentials(file, format!("{what} is not there: {remedy}")))
+}
+
+/// Reads a PEM file that need not exist.
+pub(crate) fn read_if_there(file: &Path, what: &str) -> Result<Option<Vec<u8>>, TransportError> {
+    let opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(credentials(file, format!("{what} cannot be read: {error}"))),
+    };
     let mut pem = Vec::new();
     opened
         .take(PEM_BYTES_MAX + 1)
@@ -35,7 +41,7 @@ pub(crate) fn read_pem(file: &Path, what: &str, remedy: &str) -> Result<Vec<u8>,
     if pem.len() as u64 > PEM_BYTES_MAX {
         return Err(credentials(file, format!("larger than {PEM_BYTES_MAX} bytes, so it is not {what}")));
     }
-    Ok(pem)
+    Ok(Some(pem))
 }
 
 /// Tells the operator of a key that others on this host can read.

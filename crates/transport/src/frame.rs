@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::TransportError;
 use crate::failure::stream_error;
+use crate::revoked::{ASK_EVERY, Trust};
 
 /// Time for a frame once its first byte was read, counted while somebody waits in [`FrameReader::read`].
 const FRAME_SECONDS: u64 = 30;
@@ -42,18 +43,27 @@ pub struct FrameReader {
     header: Option<FrameHeader>,
     /// What is left of the time for the frame begun.
     patience: Duration,
+    /// What the connection rests on; nothing where no certificate was shown, as in memory.
+    trust: Option<Trust>,
 }
 
 impl FrameReader {
     pub(crate) fn new(stream: Box<dyn AsyncRead + Send + Unpin>, peer: String) -> Self {
         let patience = Duration::from_secs(FRAME_SECONDS);
-        Self { stream, peer, buffer: BytesMut::new(), header: None, patience }
+        Self { stream, peer, buffer: BytesMut::new(), header: None, patience, trust: None }
+    }
+
+    /// From now on nothing is read once the trust has lapsed.
+    pub(crate) fn rest_on(&mut self, trust: Trust) {
+        self.trust = Some(trust);
     }
 
     /// The next frame. Errors: `Closed` at the end, `Protocol` for what cannot be read. A frame once begun must arrive
-    /// within 30 seconds (`Timeout`), so that a slow sender cannot hold memory for ever.
+    /// within 30 seconds (`Timeout`), so that a slow sender cannot hold memory for ever. A peer whose certificate was
+    /// revoked meanwhile is `Untrusted`, also while nothing comes from it.
     pub async fn read(&mut self) -> Result<Frame, TransportError> {
         loop {
+            self.check_trust()?;
             if let Some(frame) = self.take_frame()? {
                 return Ok(frame);
             }
@@ -104,8 +114,23 @@ impl FrameReader {
         self.buffer = larger;
     }
 
-    /// Reads once from the stream, never past the payload being read.
+    fn check_trust(&mut self) -> Result<(), TransportError> {
+        match self.trust.as_mut().and_then(Trust::lapsed) {
+            Some(why) => Err(TransportError::Untrusted { peer: self.peer.clone(), why }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads once from the stream, or returns after a while without, for another look at the peer's certificate.
     async fn fill(&mut self) -> Result<(), TransportError> {
+        match self.trust {
+            None => self.fill_once().await,
+            Some(_) => tokio::time::timeout(ASK_EVERY, self.fill_once()).await.unwrap_or(Ok(())),
+        }
+    }
+
+    /// Reads once from the stream, never past the payload being read.
+    async fn fill_once(&mut self) -> Result<(), TransportError> {
         let limit = self.wanted().min(self.buffer.capacity() - self.buffer.len());
         let begun = self.header.is_some() || !self.buffer.is_empty();
         let count = if begun {

@@ -13,7 +13,9 @@ mod frame;
 mod listener;
 mod nbd;
 mod quic;
+mod revoked;
 mod tls;
+mod verifiers;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ pub use connection::{ByteStream, Connection, TransportKind, connect, connect_wit
 pub use error::TransportError;
 pub use frame::{FrameReader, FrameWriter};
 pub use listener::{Listener, ListenerLimits};
-pub use nbd::nbd_server_config;
+pub use nbd::{NbdServerTls, nbd_server_config};
 pub use quic::Congestion;
+pub use revoked::{CUT_WITHIN, Issued, RevocationList, Serial};
 pub use tls::{Identity, Peer, Role};

@@ -255,7 +255,7 @@ async fn accept_tls(
     let session = tls.get_ref().1;
     check_alpn(session.alpn_protocol()).map_err(unreachable)?;
     match door.identity.authenticate(session.peer_certificates().unwrap_or_default(), door.expect) {
-        Ok(peer) => Ok(Connection::over(peer, address.to_owned(), Box::new(tls))),
+        Ok((peer, trust)) => Ok(Connection::over(peer, address.to_owned(), Box::new(tls)).resting_on(trust)),
         Err(why) => {
             let _ = tls.shutdown().await;
             farewell(tls.into_inner().0).await;

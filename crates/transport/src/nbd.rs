@@ -10,27 +10,38 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 
 use crate::files::{credentials, read_pem, warn_if_shared};
+use crate::revoked::{Revocations, Serial};
 use crate::tls::{certificates, check_validity, no_match, private_key, roots};
+use crate::verifiers::OfClients;
 use crate::{TransportError, clock};
 
 /// The URI in a certificate that makes its holder a client of NBD exports.
 pub(crate) const NBD_CLIENT_URI: &str = "farshore:nbd-client";
 
+/// What an NBD server over TLS needs.
+pub struct NbdServerTls {
+    /// How it proves itself, and whom it lets in.
+    pub config: Arc<ServerConfig>,
+    /// Whether a client that was let in must go: its certificate was revoked since.
+    pub lapsed: Arc<dyn Fn(&CertificateDer<'_>) -> bool + Send + Sync>,
+}
+
 /// The configuration of an NBD server: TLS 1.3, clients must show a certificate that
-/// [`crate::Authority::issue_nbd_client`] of the same CA made.
+/// [`crate::Authority::issue_nbd_client`] of the same CA made and that the list beside `ca` does not revoke.
 ///
 /// # Errors
 /// [`TransportError::Credentials`] names the file that cannot be used.
-pub fn nbd_server_config(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TransportError> {
+pub fn nbd_server_config(ca: &Path, certificate: &Path, key: &Path) -> Result<NbdServerTls, TransportError> {
     let issue = "have the site's CA issue one for this machine's exports";
-    let roots =
-        Arc::new(roots(ca, &read_pem(ca, "the CA's certificate", "copy ca.crt from the site's CA directory")?)?);
+    let ca_pem = read_pem(ca, "the CA's certificate", "copy ca.crt from the site's CA directory")?;
+    let roots = Arc::new(roots(ca, &ca_pem)?);
+    let revocations = Revocations::beside(ca, certificates(ca, &ca_pem)?)?;
     let chain = certificates(certificate, &read_pem(certificate, "the certificate", issue)?)?;
     let key_der = private_key(key, &read_pem(key, "the private key", issue)?)?;
     warn_if_shared(key);
@@ -47,9 +58,10 @@ pub fn nbd_server_config(ca: &Path, certificate: &Path, key: &Path) -> Result<Ar
             let why = format!("not accepted by the CA in {}: {error}; issue it from this CA", ca.display());
             credentials(certificate, why)
         })?;
-    let of_the_site = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-        .build()
-        .map_err(|error| credentials(ca, error.to_string()))?;
+    if Serial::of(&chain[0]).is_ok_and(|serial| revocations.lists(&serial)) {
+        return Err(credentials(certificate, format!("it was revoked: {issue}")));
+    }
+    let of_the_site = OfClients::new(roots, revocations.clone()).map_err(|why| credentials(ca, why))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| no_match(certificate, key, error))?
@@ -59,13 +71,14 @@ pub fn nbd_server_config(ca: &Path, certificate: &Path, key: &Path) -> Result<Ar
     // No resumption: a certificate that expired lets nobody in.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    let lapsed = move |client: &CertificateDer<'_>| Serial::of(client).is_ok_and(|serial| revocations.lists(&serial));
+    Ok(NbdServerTls { config: Arc::new(config), lapsed: Arc::new(lapsed) })
 }
 
-/// The standard verifier, and the purpose besides.
+/// The verifier of all clients of the site, and the purpose besides.
 #[derive(Debug)]
 struct NbdClients {
-    of_the_site: Arc<dyn ClientCertVerifier>,
+    of_the_site: OfClients,
 }
 
 impl ClientCertVerifier for NbdClients {

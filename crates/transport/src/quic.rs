@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::connection::check_alpn;
 use crate::failure::quic_error;
+use crate::revoked::Trust;
 use crate::tls::SERVER_DNS_NAME;
 use crate::{Connection, Identity, Peer, Role, TransportError};
 
@@ -164,9 +165,9 @@ async fn open(
     identity: &Identity,
     expect: Role,
 ) -> Result<Connection, TransportError> {
-    let peer = authenticate(address, connection, identity, expect)?;
+    let (peer, trust) = authenticate(address, connection, identity, expect)?;
     let (send, recv) = connection.open_bi().await.map_err(|e| quic_error(address, e))?;
-    Ok(Connection::over_quic(peer, address.to_owned(), send, recv))
+    Ok(Connection::over_quic(peer, address.to_owned(), send, recv).resting_on(trust))
 }
 
 /// Finishes the handshake of one that came to us, and waits for its stream. The caller bounds the time.
@@ -178,12 +179,12 @@ pub(crate) async fn accept(
     let address = incoming.remote_address().to_string();
     let failed = |e| quic_error(&address, e);
     let connection = incoming.accept().map_err(failed)?.await.map_err(failed)?;
-    let peer = authenticate(&address, &connection, identity, expect).inspect_err(|error| {
+    let (peer, trust) = authenticate(&address, &connection, identity, expect).inspect_err(|error| {
         // The peer learns why, as the verifier's alert would tell it.
         connection.close(REFUSED, error.to_string().as_bytes());
     })?;
     let (send, recv) = connection.accept_bi().await.map_err(failed)?;
-    Ok(Connection::over_quic(peer, address, send, recv))
+    Ok(Connection::over_quic(peer, address, send, recv).resting_on(trust))
 }
 
 /// Application close code: the certificate is valid but not for this.
@@ -194,7 +195,7 @@ fn authenticate(
     connection: &quinn::Connection,
     identity: &Identity,
     expect: Role,
-) -> Result<Peer, TransportError> {
+) -> Result<(Peer, Trust), TransportError> {
     let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     check_alpn(handshake.and_then(|h| h.protocol).as_deref())
         .map_err(|source| TransportError::Unreachable { peer: address.to_owned(), source })?;

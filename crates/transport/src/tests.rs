@@ -1,10 +1,12 @@
 //! Goal: only a peer with a valid certificate of the right role gets a connection, on either carrier, and nothing that a
 //! stranger sends holds memory, time or a place for long. Method: real sockets on the loopback, real certificates.
 
+mod adversaries;
 mod carriers;
 mod framing;
 mod identity;
 mod nbd;
+mod revoked;
 
 use std::time::Duration;
 

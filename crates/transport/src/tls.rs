@@ -1,27 +1,23 @@
 //! Who a peer is, and the TLS configurations that make sure of it.
 //!
 //! TLS 1.3 only, both sides show a certificate, both check the other's with the standard verifier against the site's CA
-//! alone. There is no session resumption and no early data: expiry and the deny-list hold for every connection, and
-//! nothing can be replayed. Secrets are never logged: no key log is installed, whatever the environment says.
+//! alone, and with the list of revoked certificates. There is no session resumption and no early data: expiry and
+//! revocation hold for every connection, and nothing can be replayed. Secrets are never logged: no key log is installed, whatever the environment says.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use model::{MachineName, Timestamp};
-use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use x509_parser::extensions::GeneralName;
 
 use crate::files::{credentials, read_pem, warn_if_shared};
+use crate::revoked::{Revocations, Trust};
+use crate::verifiers::Verifiers;
 use crate::{TransportError, clock};
 
 /// The protocol inside TLS and QUIC.
@@ -32,6 +28,9 @@ pub(crate) const SERVER_DNS_NAME: &str = "process-server.farshore";
 
 /// Certificates in one PEM file.
 const CHAIN_MAX: usize = 8;
+
+/// Characters shown of a name that is none.
+const IDENTITY_CHARS_SHOWN: usize = 100;
 
 /// What a certificate entitles its holder to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,7 +81,7 @@ pub struct Identity {
     peer: Peer,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-    revoked: Arc<BTreeSet<Vec<u8>>>,
+    revocations: Arc<Revocations>,
 }
 
 impl fmt::Debug for Identity {
@@ -92,35 +91,31 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads PEM files. Errors name the file and say what to do.
+    /// Reads PEM files, and from then on the list of revoked certificates that lies beside the CA's. Errors name the
+    /// file and say what to do.
     pub fn load(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, TransportError> {
         let ca_pem = read_pem(ca, "the CA's certificate", "copy ca.crt from the site's CA directory")?;
         let issue = "have the site's CA issue one for this role";
         let certificate_pem = read_pem(certificate, "the certificate", issue)?;
         let key_pem = read_pem(key, "the private key", issue)?;
         warn_if_shared(key);
-        Self::assemble((ca, &ca_pem), (certificate, &certificate_pem), (key, &key_pem))
+        let revocations = Revocations::beside(ca, certificates(ca, &ca_pem)?)?;
+        Self::assemble((ca, &ca_pem), (certificate, &certificate_pem), (key, &key_pem), revocations)
     }
 
-    /// The same from memory.
+    /// The same from memory, where nobody is revoked.
     pub fn from_pem(ca: &str, certificate: &str, key: &str) -> Result<Self, TransportError> {
         Self::assemble(
             (Path::new("CA certificate"), ca.as_bytes()),
             (Path::new("certificate"), certificate.as_bytes()),
             (Path::new("private key"), key.as_bytes()),
+            Revocations::none(),
         )
     }
 
     /// Who we are.
     pub fn peer(&self) -> &Peer {
         &self.peer
-    }
-
-    /// Refuses peers whose certificate has one of these serial numbers (big-endian bytes). Connections that are open
-    /// stay open.
-    pub fn with_revoked(mut self, serials: impl IntoIterator<Item = Vec<u8>>) -> Self {
-        self.revoked = Arc::new(serials.into_iter().map(|s| without_leading_zeros(&s).to_vec()).collect());
-        self
     }
 
     /// The same identity with TLS settings that no honest program would use.
@@ -144,6 +139,7 @@ impl Identity {
         (ca_file, ca): (&Path, &[u8]),
         (certificate_file, certificate): (&Path, &[u8]),
         (key_file, key): (&Path, &[u8]),
+        revocations: Arc<Revocations>,
     ) -> Result<Self, TransportError> {
         let roots = Arc::new(roots(ca_file, ca)?);
         let chain = certificates(certificate_file, certificate)?;
@@ -152,92 +148,31 @@ impl Identity {
         let peer = peer_of(&chain[0]).map_err(|why| {
             credentials(certificate_file, format!("{why}: give a certificate that the site's CA issued to a role"))
         })?;
-        let verifiers = Verifiers::new(roots).map_err(|why| credentials(ca_file, why))?;
+        let verifiers = Verifiers::new(roots, revocations.clone()).map_err(|why| credentials(ca_file, why))?;
         verifiers.check_own(peer.role, &chain).map_err(|error| {
-            let why = format!("not accepted by the CA in {}: {error}; issue it from this CA", ca_file.display());
+            let why = match error {
+                rustls::Error::InvalidCertificate(CertificateError::Revoked) => {
+                    format!("the certificate of {peer} was revoked: have the site's CA issue another")
+                }
+                other => format!("not accepted by the CA in {}: {other}; issue it from this CA", ca_file.display()),
+            };
             credentials(certificate_file, why)
         })?;
         let no_match = |error| no_match(certificate_file, key_file, error);
         let client = verifiers.client_config(chain.clone(), key.clone_key()).map_err(no_match)?;
         let server = verifiers.server_config(chain, key).map_err(no_match)?;
-        Ok(Self { peer, client: Arc::new(client), server: Arc::new(server), revoked: Arc::default() })
+        Ok(Self { peer, client: Arc::new(client), server: Arc::new(server), revocations })
     }
 
-    /// Who a verified chain speaks for; refused unless it is of the role expected and not revoked.
-    pub(crate) fn authenticate(&self, chain: &[CertificateDer<'_>], expect: Role) -> Result<Peer, String> {
+    /// Who a verified chain speaks for, and what that rests on; refused unless it is of the role expected.
+    pub(crate) fn authenticate(&self, chain: &[CertificateDer<'_>], expect: Role) -> Result<(Peer, Trust), String> {
         let end_entity = chain.first().ok_or("it showed no certificate")?;
         let peer = peer_of(end_entity)?;
         if peer.role != expect {
             return Err(format!("its certificate is for {peer}, a certificate for a {expect} is needed"));
         }
-        let (_, parsed) = x509_parser::parse_x509_certificate(end_entity).map_err(|e| e.to_string())?;
-        if self.revoked.contains(without_leading_zeros(parsed.raw_serial())) {
-            return Err(format!("its certificate for {peer} was revoked"));
-        }
-        Ok(peer)
-    }
-}
-
-/// Both directions of the standard verifier over one CA.
-struct Verifiers {
-    provider: Arc<CryptoProvider>,
-    of_clients: Arc<dyn ClientCertVerifier>,
-    of_servers: Arc<WebPkiServerVerifier>,
-}
-
-impl Verifiers {
-    fn new(roots: Arc<RootCertStore>) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let of_clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-            .build()
-            .map_err(|error| error.to_string())?;
-        let of_servers = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { provider, of_clients, of_servers })
-    }
-
-    /// Looks at our own certificate as a peer will, so that a mistake shows at start and here.
-    fn check_own(&self, role: Role, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
-        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(clock::unix_seconds()));
-        let (end_entity, intermediates) = chain.split_first().expect("a chain is never empty: checked when read");
-        match role {
-            Role::Agent | Role::Applier => {
-                self.of_clients.verify_client_cert(end_entity, intermediates, now).map(|_| ())
-            }
-            Role::ProcessServer => {
-                self.of_servers.verify_server_cert(end_entity, intermediates, &server_name(), &[], now).map(|_| ())
-            }
-        }
-    }
-
-    fn client_config(
-        &self,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<ClientConfig, rustls::Error> {
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_webpki_verifier(self.of_servers.clone())
-            .with_client_auth_cert(chain, key)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = Resumption::disabled();
-        Ok(config)
-    }
-
-    fn server_config(
-        &self,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<ServerConfig, rustls::Error> {
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(self.of_clients.clone())
-            .with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(config)
+        let trust = Trust::new(self.revocations.clone(), end_entity, peer.clone())?;
+        Ok((peer, trust))
     }
 }
 
@@ -306,11 +241,6 @@ fn time_text(unix_seconds: i64) -> Timestamp {
     Timestamp(u64::try_from(unix_seconds).unwrap_or(0).saturating_mul(1_000_000))
 }
 
-fn without_leading_zeros(serial: &[u8]) -> &[u8] {
-    let zeros = serial.iter().take_while(|b| **b == 0).count();
-    &serial[zeros..]
-}
-
 /// The identity in an end-entity certificate: exactly one URI SAN of ours.
 pub(crate) fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, String> {
     let (rest, parsed) =
@@ -329,5 +259,7 @@ pub(crate) fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, String> 
     let parsed = identity
         .split_once(':')
         .and_then(|(role, name)| Some(Peer { role: role.parse().ok()?, name: name.parse().ok()? }));
-    parsed.ok_or_else(|| format!("the certificate names {identity:.100?}, which is no farshore role"))
+    // Debug takes no precision: the text itself is cut.
+    let shown = || identity.chars().take(IDENTITY_CHARS_SHOWN).collect::<String>();
+    parsed.ok_or_else(|| format!("the certificate names {:?}, which is no farshore role", shown()))
 }

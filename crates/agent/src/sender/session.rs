@@ -20,7 +20,7 @@ use super::{DIAL_TIMEOUT, error_chain};
 use crate::core::StoredMismatch;
 use crate::queue::{Outgoing, Payload, batch_cost};
 use crate::shared::Shared;
-use crate::spool::{Slot, decode_slot};
+use crate::spool::Slot;
 
 /// Payload and header bytes of one DATA frame: about one job of the process server.
 const BATCH_BYTES: u64 = 1 << 20;
@@ -360,7 +360,7 @@ async fn read_slot(shared: &Shared, seq: Seq, slot: Slot) -> io::Result<Bytes> {
     let file = shared.spool.get(shared).await?;
     let len = usize::try_from(slot.extent.len()).map_err(io::Error::other)?;
     let bytes = file.read_at(slot.extent.offset(), len).await?;
-    decode_slot(seq, &bytes).map_err(io::Error::other)
+    shared.spool.cipher.open(seq, bytes).map_err(io::Error::other)
 }
 
 /// A number was given and its bytes are gone: nothing behind it may be sent, so the incarnation is over.

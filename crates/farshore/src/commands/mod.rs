@@ -10,6 +10,7 @@ mod mark;
 mod point;
 mod points;
 mod restore;
+mod revoke;
 mod serve;
 mod status;
 mod unprotect;
@@ -30,6 +31,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Init(args) => key::show_new_site(&init::init(&args.dir).await?, output),
         Command::Key(args) => key::run(global, &args, output).await?,
+        Command::Revoke(args) => revoke::run(global, &args, output)?,
         Command::Up => roles::up(global).await?,
         Command::Agent(args) => roles::agent(global, &args).await?,
         Command::ProcessServer => roles::process_server(global).await?,

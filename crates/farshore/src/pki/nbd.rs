@@ -14,14 +14,13 @@ use std::fs::DirBuilder;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
 use model::MachineName;
-use nbd::ListenAddress;
+use nbd::{ListenAddress, ServerTls};
 use rustls::pki_types::ServerName;
 
-use super::{LIFETIME, Pair, beside, can_issue, lock, put_in_place};
+use super::{LIFETIME, Pair, can_issue, lock, write_in_place};
 use crate::config::{DISKS_MAX, Machine};
 
 /// Hosts that one certificate names: those of all disks with as many that were asked for before. Beyond that, earlier
@@ -39,13 +38,14 @@ pub fn server_config(
     ca_dir: &Path,
     machine: &MachineName,
     listen: &ListenAddress,
-) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+) -> anyhow::Result<Option<ServerTls>> {
     if listen.tls_host().is_none() {
         return Ok(None);
     }
     ensure(ca_dir, machine, [listen])?;
     let pair = pair(ca_dir, machine);
-    Ok(Some(transport::nbd_server_config(&ca_dir.join("ca.crt"), &pair.certificate, &pair.key)?))
+    let tls = transport::nbd_server_config(&ca_dir.join("ca.crt"), &pair.certificate, &pair.key)?;
+    Ok(Some(ServerTls { config: tls.config, lapsed: Some(tls.lapsed) }))
 }
 
 /// Makes sure that what a machine's exports need is there, and what their clients need where it can be made.
@@ -106,11 +106,5 @@ fn ensure_client(ca_dir: &Path) -> anyhow::Result<()> {
     if std::fs::read(&copy).is_ok_and(|found| found == trusted) {
         return Ok(());
     }
-    let new = beside(&copy);
-    let write = || {
-        std::fs::write(&new, &trusted)?;
-        std::fs::File::open(&new)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", new.display()))?;
-    put_in_place(&new, &copy)
+    write_in_place(&copy, &trusted)
 }

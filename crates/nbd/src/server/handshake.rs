@@ -4,6 +4,7 @@
 //! options in before the encryption begins. Options are bounded in number and size, and the caller bounds the time.
 
 use bytes::{BufMut, BytesMut};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
@@ -18,7 +19,15 @@ const OPTIONS_MAX: usize = 128;
 pub(super) const OPTION_BYTES_MAX: u32 = 32 << 10;
 
 /// A finished handshake: the stream requests come on and what was agreed, or nothing if the client said goodbye.
-pub(super) type Handshake = Option<(ByteStream, Agreed)>;
+pub(super) type Handshake = Option<Agreement>;
+
+/// Where a handshake ends well.
+pub(super) struct Agreement {
+    pub(super) stream: ByteStream,
+    pub(super) agreed: Agreed,
+    /// What the client showed, over TLS.
+    pub(super) certificate: Option<CertificateDer<'static>>,
+}
 
 enum Outcome {
     Transmission(Agreed),
@@ -32,12 +41,14 @@ pub(super) async fn run(mut stream: ByteStream, offer: &Offer, tls: Option<&TlsA
     let phase = if tls.is_some() { TlsPhase::Required } else { TlsPhase::Off };
     match options(&mut stream, offer, client, phase).await? {
         Outcome::Closed => Ok(None),
-        Outcome::Transmission(agreed) => Ok(Some((stream, agreed))),
+        Outcome::Transmission(agreed) => Ok(Some(Agreement { stream, agreed, certificate: None })),
         Outcome::StartTls => {
             let acceptor = tls.expect("STARTTLS is accepted only where TLS is configured");
-            let mut secured: ByteStream = Box::new(acceptor.accept(stream).await.map_err(Error::Tls)?);
+            let session = acceptor.accept(stream).await.map_err(Error::Tls)?;
+            let certificate = session.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+            let mut secured: ByteStream = Box::new(session);
             match options(&mut secured, offer, client, TlsPhase::Active).await? {
-                Outcome::Transmission(agreed) => Ok(Some((secured, agreed))),
+                Outcome::Transmission(agreed) => Ok(Some(Agreement { stream: secured, agreed, certificate })),
                 Outcome::Closed | Outcome::StartTls => Ok(None),
             }
         }

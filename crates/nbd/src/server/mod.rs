@@ -20,6 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -34,6 +35,8 @@ use crate::{Error, Export, ListenAddress};
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Requests in flight get this long to finish and be answered when the server stops.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often it is asked whether a client's certificate is still good.
+const LAPSED_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an accept failed (most often: no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Largest value of `inflight_max` and `connections_max`.
@@ -47,11 +50,29 @@ pub struct ServerConfig {
     /// Where.
     pub listen: ListenAddress,
     /// TLS: required of every client when set.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<ServerTls>,
     /// Requests in flight on one connection, 1 to 65536.
     pub inflight_max: usize,
     /// Connections at once, 1 to 65536; one more is closed at once.
     pub connections_max: usize,
+}
+
+/// Whether a client that was let in by this certificate must go.
+pub type Lapsed = Arc<dyn Fn(&CertificateDer<'_>) -> bool + Send + Sync>;
+
+/// How clients are met over TLS.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// How the server proves itself, and whom it lets in.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Asked every two seconds about every client that showed a certificate; none if once let in is enough.
+    pub lapsed: Option<Lapsed>,
+}
+
+impl From<Arc<rustls::ServerConfig>> for ServerTls {
+    fn from(config: Arc<rustls::ServerConfig>) -> Self {
+        Self { config, lapsed: None }
+    }
 }
 
 /// A running server; stops when dropped or by [`Server::stop`].
@@ -124,6 +145,7 @@ fn validate(config: &ServerConfig, export: &dyn Export) -> Result<(), String> {
 struct Service {
     offer: Arc<Offer>,
     tls: Option<TlsAcceptor>,
+    lapsed: Option<Lapsed>,
     inflight_max: usize,
     handshake_time_max: Duration,
     stopped: watch::Receiver<bool>,
@@ -133,7 +155,8 @@ impl Service {
     fn new(config: &ServerConfig, export: Arc<dyn Export>, stopped: watch::Receiver<bool>) -> Self {
         Self {
             offer: Arc::new(Offer { name: config.name.clone(), export }),
-            tls: config.tls.clone().map(TlsAcceptor::from),
+            tls: config.tls.clone().map(|tls| TlsAcceptor::from(tls.config)),
+            lapsed: config.tls.as_ref().and_then(|tls| tls.lapsed.clone()),
             inflight_max: config.inflight_max,
             handshake_time_max: HANDSHAKE_TIME_MAX,
             stopped,
@@ -150,8 +173,42 @@ impl Service {
             () = told_to_stop(&mut stopped) => return Ok(()),
             done = tokio::time::timeout(limit, handshake) => done.map_err(|_| Error::HandshakeTimeout(limit))??,
         };
-        let Some((stream, agreed)) = agreed else { return Ok(()) };
-        transmission::serve(stream, self.offer.clone(), agreed, self.inflight_max, stopped).await
+        let Some(handshake::Agreement { stream, agreed, certificate }) = agreed else { return Ok(()) };
+        // Ends like a stop of the server: requests that have begun finish and are answered.
+        let (end, ended) = watch::channel(false);
+        let serving = transmission::serve(stream, self.offer.clone(), agreed, self.inflight_max, ended);
+        let cutting = async {
+            let cut = tokio::select! {
+                biased;
+                () = told_to_stop(&mut stopped) => None,
+                () = self.lapse(certificate) => Some(Error::Revoked),
+            };
+            end.send_replace(true);
+            match cut {
+                // The server itself bounds the time of its stop.
+                None => std::future::pending().await,
+                Some(why) => {
+                    tokio::time::sleep(STOP_TIME_MAX).await;
+                    why
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = serving => done,
+            why = cutting => Err(why),
+        }
+    }
+
+    /// Returns once a client's certificate is not good any more.
+    async fn lapse(&self, certificate: Option<CertificateDer<'static>>) {
+        let (Some(lapsed), Some(certificate)) = (&self.lapsed, certificate) else {
+            return std::future::pending().await;
+        };
+        while !lapsed(&certificate) {
+            tokio::time::sleep(LAPSED_EVERY).await;
+        }
+        tracing::warn!("an NBD client's certificate was revoked: it is cut off");
     }
 }
 

@@ -504,7 +504,7 @@ async fn over_tls_everything_works_and_without_it_nothing() {
     let place = place();
     let (server_tls, client_tls) = certificates();
     let disk = Arc::new(MemoryExport::new(SIZE));
-    let config = ServerConfig { tls: Some(server_tls), ..place.config() };
+    let config = ServerConfig { tls: Some(server_tls.into()), ..place.config() };
     let server = Server::start(config, disk.clone()).await.unwrap();
     let name = |name: &str| rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
 
@@ -531,7 +531,7 @@ async fn a_tls_address_is_never_used_in_the_clear() {
     let refused = Server::start(bare, Arc::new(MemoryExport::new(SIZE))).await.err().unwrap();
     assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
 
-    let config = ServerConfig { listen, tls: Some(server_tls), ..place.config() };
+    let config = ServerConfig { listen, tls: Some(server_tls.into()), ..place.config() };
     let server = Server::start(config, Arc::new(MemoryExport::new(SIZE))).await.unwrap();
     let bound = server.address().to_string();
     assert!(bound.starts_with("tls:localhost:") && !bound.ends_with(":0"), "the port picked is told: {bound}");
@@ -557,7 +557,7 @@ async fn a_client_that_wants_tls_does_not_go_on_without() {
 async fn options_slipped_in_behind_starttls_are_not_taken_for_the_clients() {
     let place = place();
     let (server_tls, _) = certificates();
-    let config = ServerConfig { tls: Some(server_tls), ..place.config() };
+    let config = ServerConfig { tls: Some(server_tls.into()), ..place.config() };
     let _server = Server::start(config, Arc::new(MemoryExport::new(SIZE))).await.unwrap();
     let mut raw = UnixStream::connect(place.socket()).await.unwrap();
     let injected =
@@ -571,6 +571,62 @@ async fn options_slipped_in_behind_starttls_are_not_taken_for_the_clients() {
         beyond.len() < 16 && beyond.first().is_none_or(|kind| *kind == 21),
         "only a TLS alert may follow: {beyond:02x?}"
     );
+}
+
+/// Both sides show the certificate they trust in the other.
+fn mutual() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
+    let made = rcgen::generate_simple_self_signed(vec!["disk.example".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = || rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider.clone());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![made.cert.der().clone()], key())
+        .unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![made.cert.der().clone()], key())
+        .unwrap();
+    (Arc::new(server), Arc::new(client))
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_lapses_is_cut_off_once_what_it_began_is_done() {
+    let place = place();
+    let (server_tls, client_tls) = mutual();
+    let gone = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = gone.clone();
+    let lapsed: Lapsed = Arc::new(move |_: &CertificateDer<'_>| asked.load(Ordering::Relaxed));
+    let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let export = Faulty {
+        inner: MemoryExport::new(SIZE),
+        fault: Fault::Gate { open: open.clone(), begun: begun.clone() },
+        writes: AtomicUsize::new(0),
+    };
+    let tls = ServerTls { config: server_tls, lapsed: Some(lapsed) };
+    let server = Server::start(ServerConfig { tls: Some(tls), ..place.config() }, Arc::new(export)).await.unwrap();
+    let name = || rustls_pki_types::ServerName::try_from("disk.example").unwrap();
+    let client = Client::connect_tls(server.address(), "disk", client_tls.clone(), name()).await.unwrap();
+    client.read(0, 512).await.expect("the control: the certificate is good");
+    let (written, ()) = tokio::join!(client.write(0, Bytes::from(vec![1; 512]), false), async {
+        begun.acquire().await.unwrap().forget();
+        gone.store(true, Ordering::Relaxed);
+        // It is cut while the write is under way: from some moment on no other request is answered.
+        soon(async || {
+            tokio::time::timeout(Duration::from_millis(50), client.read(0, 512)).await.is_err().then_some(())
+        })
+        .await;
+        open.add_permits(1);
+    });
+    written.expect("what was begun is done and answered");
+    client.read(0, 512).await.expect_err("and then the connection is gone");
 }
 
 // ---- random operations against a model ----

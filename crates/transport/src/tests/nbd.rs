@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
-use crate::{TransportError, nbd_server_config};
+use crate::{RevocationList, Serial, TransportError, nbd_server_config};
 
 struct Files {
     _dir: tempfile::TempDir,
@@ -54,7 +54,7 @@ async fn shake(files: &Files, client: ClientConfig, host: &'static str) -> (Resu
     let config = nbd_server_config(&files.ca, &files.certificate, &files.key).expect("server");
     let (near, far) = tokio::io::duplex(1 << 16);
     let connector = TlsConnector::from(Arc::new(client));
-    let acceptor = TlsAcceptor::from(config);
+    let acceptor = TlsAcceptor::from(config.config);
     let connecting = connector.connect(ServerName::try_from(host).expect("name"), near);
     let (c, s) = tokio::join!(async { connecting.await.map(drop) }, async { acceptor.accept(far).await.map(drop) });
     (c.map_err(|e| format!("{e:?}")), s.map_err(|e| format!("{e:?}")))
@@ -104,7 +104,7 @@ fn nbd_certificates_are_no_identity_of_a_role() {
 fn unusable_files_of_an_nbd_server_are_named() {
     let (site, other) = (Site::new(), Site::new());
     let ends = |files: &Files, name: &str, says: &str| {
-        let told = nbd_server_config(&files.ca, &files.certificate, &files.key).expect_err(says);
+        let told = nbd_server_config(&files.ca, &files.certificate, &files.key).map(|_| ()).expect_err(says);
         let TransportError::Credentials { file, why } = told else { panic!("{told}") };
         assert!(file.ends_with(name) && why.contains(says), "{file}: {why}");
     };
@@ -115,4 +115,35 @@ fn unusable_files_of_an_nbd_server_are_named() {
     let gone = files(&site, &server(&site));
     std::fs::remove_file(&gone.key).expect("removed");
     ends(&gone, "nbd.key", "is not there");
+}
+
+#[tokio::test]
+async fn a_revoked_nbd_client_is_refused_and_one_that_is_in_must_go() {
+    let site = Site::new();
+    let files = files(&site, &server(&site));
+    let (bad, good) = (site.authority.issue_nbd_client(DAY), site.authority.issue_nbd_client(DAY));
+    let (bad, good) = (bad.expect("issued"), good.expect("issued"));
+    let der =
+        |issued: &IssuedCertificate| CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).expect("PEM");
+    let running = nbd_server_config(&files.ca, &files.certificate, &files.key).expect("server");
+    assert!(!(running.lapsed)(&der(&bad)), "the control: not revoked yet");
+
+    let serial = Serial::of(&der(&bad)).expect("serial");
+    let list = RevocationList::default().with([serial]);
+    std::fs::write(RevocationList::file(&files.ca), site.authority.sign_list(&list).expect("signed")).expect("written");
+    let (_, said) = shake(&files, client(&site, Some(&bad)), "nbd.example.org").await;
+    assert!(said.expect_err("revoked").contains("Revoked"));
+    assert_eq!(shake(&files, client(&site, Some(&good)), "nbd.example.org").await, (Ok(()), Ok(())));
+    eventually("a running server hears of it", || (running.lapsed)(&der(&bad))).await;
+    assert!(!(running.lapsed)(&der(&good)));
+
+    let list = list.with([Serial::of(&der(&server_of(&files))).expect("serial")]);
+    std::fs::write(RevocationList::file(&files.ca), site.authority.sign_list(&list).expect("signed")).expect("written");
+    let told = nbd_server_config(&files.ca, &files.certificate, &files.key).map(|_| ()).expect_err("its own");
+    assert!(told.to_string().contains("nbd.crt") && told.to_string().contains("revoked"), "{told}");
+}
+
+fn server_of(files: &Files) -> IssuedCertificate {
+    let certificate_pem = std::fs::read_to_string(&files.certificate).expect("read");
+    IssuedCertificate { certificate_pem, key_pem: String::new() }
 }
