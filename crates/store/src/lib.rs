@@ -18,7 +18,7 @@ mod url;
 mod vault;
 
 pub use error::StoreError;
-pub use faults::{Fault, FaultStore, Faults, Request, SplitMix64};
+pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use log::{
     Attached, Base, EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogRules, LogWriter, ManifestBase,
     Newest, Next, ReadMode,

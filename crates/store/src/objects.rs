@@ -14,7 +14,7 @@ use format::FormatError;
 use format::object::OBJECT_BYTES_MAX;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::StoreError;
 use crate::local::LocalRoot;
@@ -115,7 +115,7 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(unavailable("read", path, source)),
             Ok(found) if found.meta.size > OBJECT_BYTES_MAX => Err(too_large(path)),
-            Ok(found) => match found.bytes().await {
+            Ok(found) => match whole_body(found).await {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(source) => Err(unavailable("read", path, source)),
@@ -134,7 +134,7 @@ impl Store {
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
         let got = match observe("get", self.inner.get_opts(&location, options)).await {
-            Ok(found) => found.bytes().await,
+            Ok(found) => whole_body(found).await,
             Err(source) => Err(source),
         };
         match got {
@@ -226,6 +226,17 @@ impl Store {
         }
         self.settle(path).await
     }
+}
+
+/// The body of an answer. One that ends early is a failed read: taken for the object, our own bytes read back would pass
+/// for another writer's, and a sound object for a damaged one.
+async fn whole_body(found: GetResult) -> object_store::Result<Bytes> {
+    let promised = found.range.end.saturating_sub(found.range.start);
+    let bytes = found.bytes().await?;
+    if bytes.len() as u64 == promised {
+        return Ok(bytes);
+    }
+    Err(generic(format!("the body ended after {} of {promised} bytes", bytes.len())))
 }
 
 /// Errors with which a store surely says no, and will say no again: retrying is of no use.
