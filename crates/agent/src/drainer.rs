@@ -51,15 +51,18 @@ pub(crate) async fn run(shared: &Shared) {
     let mut cursors = vec![0; shared.disks.len()];
     loop {
         let now = shared.now();
-        let mode = {
+        let (left_bitmap, mode) = {
             let mut core = shared.core();
-            core.try_leave_bitmap(now);
-            core.sequencer.mode()
+            (core.try_leave_bitmap(now), core.sequencer.mode())
         };
+        if left_bitmap {
+            probe::failpoint!("agent-drain-begin-numbered");
+        }
         let worked = mode == Mode::Drain && drain(shared, &mut cursors).await;
         let now = shared.now();
         let ended = shared.core().try_end_drain(now, || shared.random.bits());
         if ended {
+            probe::failpoint!("agent-drain-end-numbered");
             shared.ring_all();
         }
         if !worked {
@@ -150,6 +153,7 @@ async fn drain_extent(
     for piece in extent.split_at_multiples(DRAIN_READ_BYTES) {
         wait_for_room(shared, life).await?;
         let (changes, lock) = read_locked(shared, disk, piece, past_cache).await.map_err(GivenUp::Source)?;
+        probe::failpoint!("agent-drain-read");
         let now = shared.now();
         let payload: u64 = changes.iter().map(|c| if let Change::Write(e, _) = c { e.len() } else { 0 }).sum();
         let mut core = shared.core();
