@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use disk::memory::{Fault as DiskFault, Operation};
-use store::Faults;
+use store::{Fault as StoreFault, FaultRule, Faults};
 
 use crate::fault::Fault;
 use crate::machine::REGION_BYTES;
@@ -260,21 +260,49 @@ impl Scene {
                 } else {
                     self.servers[server].faults.clone()
                 };
-                let rate = 0.1 + 0.1 * self.rng.below(5) as f64;
-                let late = (self.millis(10, 500), self.millis(600, 9000));
-                self.store_fault(&[one], 6_000, move |faults| match fault {
-                    Fault::StoreErrors => faults.set_error_rate(rate),
-                    Fault::StoreLostAnswers => faults.set_lost_response_rate(rate),
-                    _ => faults.set_late_rate(rate, late.0, late.1),
-                });
+                let rule = self.store_rule(fault);
+                self.store_fault(&[one], 6_000, move |faults| faults.add(rule.clone()));
             }
         }
         true
     }
 
+    /// One of the ways in which a store fails, for a while.
+    fn store_rule(&mut self, fault: Fault) -> FaultRule {
+        let rate = 0.1 + 0.1 * self.rng.below(5) as f64;
+        let time = self.millis(10, 9000);
+        let run = 1 + u32::try_from(self.rng.below(6)).expect("small");
+        let refusals = [
+            StoreFault::Before,
+            StoreFault::TooManyRequests { run },
+            StoreFault::ServiceUnavailable { run },
+            StoreFault::ConflictAbsent,
+            StoreFault::Hang(time),
+            StoreFault::Slow { latency: time / 4, bytes_per_second: 0 },
+            StoreFault::BrokenBody,
+        ];
+        let lost = [StoreFault::LostResponse, StoreFault::ConflictCreated];
+        let late = [StoreFault::Late(time), StoreFault::Twice(time)];
+        let kind = match fault {
+            Fault::StoreErrors => *pick(&mut self.rng, &refusals),
+            Fault::StoreLostAnswers => *pick(&mut self.rng, &lost),
+            _ => *pick(&mut self.rng, &late),
+        };
+        FaultRule::new(kind, rate).jitter(time / 2)
+    }
+
     fn all_faults(&self) -> Vec<Faults> {
         let servers = self.servers.iter().map(|server| server.faults.clone());
         servers.chain(self.followers.iter().map(|follower| follower.faults.clone())).collect()
+    }
+
+    /// Strikes of the store's faults, by name, whoever asked.
+    pub fn store_faults(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        let mut struck = std::collections::BTreeMap::new();
+        for (_, name, count) in self.all_faults().iter().flat_map(Faults::struck) {
+            *struck.entry(name).or_default() += count;
+        }
+        struck
     }
 
     fn cut(&mut self, from: HostId, to: HostId, most_millis: u64) {

@@ -84,13 +84,12 @@ fn now<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 impl Remote {
+    /// What was asked for is under way whatever becomes of the host; an answer to a dead one is heard by nobody.
     async fn request<T: Send + 'static>(&self, work: Work<T>) -> Result<T> {
-        self.boot.live().await;
         let (answer, answered) = oneshot::channel();
         go(&self.network, &self.service, self.boot.host, 0, work, answer);
-        let result = tokio::time::timeout(ANSWER_MAX, answered).await;
-        self.boot.live().await;
-        result.unwrap_or_else(|_| Ok(Err(timed_out()))).unwrap_or_else(|_| Err(timed_out()))
+        let answered = tokio::time::timeout(ANSWER_MAX, answered).await;
+        answered.unwrap_or_else(|_| Ok(Err(timed_out()))).unwrap_or_else(|_| Err(timed_out()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! One run from its seed to its verdict: things go wrong, everything is healed, all must converge, and all is judged.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use applier::recover::{self, Witness};
@@ -53,6 +54,10 @@ pub struct Outcome {
     pub resend_checks: u64,
     /// Faults by the state they struck in.
     pub coverage: Coverage,
+    /// Strikes of the store's faults, by name.
+    pub store_faults: BTreeMap<&'static str, u64>,
+    /// Durable steps reached, by name.
+    pub steps: BTreeMap<&'static str, u64>,
     /// Packets.
     pub network: NetworkCounts,
     /// Virtual time.
@@ -234,6 +239,8 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
         compares: scene.operator.compares,
         resend_checks: scene.known.iter().map(|known| known.resend_checks).sum(),
         coverage: scene.coverage.clone(),
+        store_faults: scene.store_faults(),
+        steps: scene.world.steps_seen(),
         network: scene.world.network.counts(),
         time: scene.world.elapsed(),
         state: Vec::new(),

@@ -37,6 +37,9 @@ impl Site {
     /// The store as a life of a host sees it, with faults of its own.
     pub fn store(&self, world: &World, boot: &Boot, faults: &Faults) -> Store {
         let remote = self.service.seen_from(boot, &world.network);
+        if let Some(limbo) = world.handle(self.limbo) {
+            faults.set_spawner(Arc::new(move |late| drop(limbo.spawn(late))));
+        }
         Store::from_object_store(Arc::new(FaultStore::new(remote, faults.clone())))
     }
 

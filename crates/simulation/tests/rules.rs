@@ -1,0 +1,95 @@
+//! Every safety rule taken away, one at a time: some oracle must notice within a stated number of seeds.
+//!
+//! Each rule has a bias: the faults in which its race lies. `FARSHORE_RULE_SEEDS` bounds the seeds (1,000 by default). The
+//! table is printed, and stands in docs/reliability.md.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use probe::{Rule, Rules};
+use simulation::Options;
+use simulation::fault::Fault;
+use simulation::scenario::run;
+use store::LogRules;
+
+/// Seeds within which a missing rule must be caught.
+const SEEDS: u64 = 1000;
+
+/// Something that can be taken away.
+#[derive(Clone)]
+struct Removal {
+    name: String,
+    rules: Rules,
+    log_rules: LogRules,
+    bias: &'static [Fault],
+}
+
+/// Where the race of a rule lies.
+fn bias(rule: Rule) -> &'static [Fault] {
+    use Fault::*;
+    match rule {
+        Rule::BitBeforeWrite => &[AgentKill, PowerCut, AgentFailpoint],
+        Rule::StoredBeforeClear => &[AgentKill, ServerKill, CutToServer, StoreOutage],
+        Rule::FlushBeforeClear | Rule::DrainHoldsRegion => &[PowerCut, AgentKill, ServerKill, CutToServer],
+        Rule::FailedFlushDrained | Rule::DrainPastCache => &[SourceFlush, PowerCut],
+        Rule::FailedWriteDrained => &[SourceWrite],
+        Rule::FlushBeforeMarker | Rule::MarkerRemovedFirst => &[CleanRestart, PowerCut, AgentKill],
+        Rule::RevertedMapRefused | Rule::RevertedMemoryRefused => &[Revert, Clone, CleanRestart, AgentKill],
+        Rule::SecondAgentRefused => &[Clone, CutToServer],
+        Rule::DigestBeforeFree | Rule::FreshIncarnation => &[AgentKill, Clone, Revert, StoreLate, ServerPause],
+        Rule::WelcomeAfterDrain | Rule::SlotFilled | Rule::StoredInOrder => {
+            &[CutToServer, CutFromServer, StoreErrors, StoreLostAnswers, StoreLate, StoreOutage, ServerKill, AgentKill]
+        }
+        _ => &[],
+    }
+}
+
+fn removals() -> Vec<Removal> {
+    let rules = Rule::ALL.iter().map(|rule| Removal {
+        name: rule.name(),
+        rules: Rules::without(*rule),
+        log_rules: LogRules::ALL,
+        bias: bias(*rule),
+    });
+    rules.collect()
+}
+
+/// The first seed that notices, and by which oracle.
+fn caught(removal: &Removal, seeds: u64) -> Option<(u64, String)> {
+    (0..seeds).find_map(|seed| {
+        let options = Options {
+            rules: removal.rules,
+            log_rules: removal.log_rules,
+            faults: removal.bias.to_vec(),
+            fault_every: Duration::from_millis(1500),
+            ..Options::new(seed)
+        };
+        run(options).err().map(|broken| (seed + 1, broken.violation.oracle.to_owned()))
+    })
+}
+
+#[test]
+fn every_rule_taken_away_is_caught() {
+    let seeds = std::env::var("FARSHORE_RULE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
+    let only = std::env::var("FARSHORE_RULE").ok();
+    let removals: Vec<_> =
+        removals().into_iter().filter(|r| only.as_ref().is_none_or(|only| *only == r.name)).collect();
+    let (next, table) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                // Relaxed: each number is taken once, and nothing else is published by it.
+                while let Some(removal) = removals.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let found = caught(removal, seeds);
+                    eprintln!("{:<26}{found:?}", removal.name);
+                    table.lock().expect("no thread panics while it adds").insert(removal.name.clone(), found);
+                }
+            });
+        }
+    });
+    let table = table.into_inner().expect("all threads have ended");
+    let missed: Vec<_> = table.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| name).collect();
+    assert!(missed.is_empty(), "taken away and not noticed within {seeds} seeds: {missed:?}");
+}
