@@ -187,8 +187,8 @@ async fn read_locked(
 
 /// Waits until the queue has room for the drain. Live writes come first, so this may take long; it ends when the mode does.
 async fn wait_for_room(shared: &Shared, life: u64) -> Result<(), GivenUp> {
-    let mut stored = shared.stored.subscribe();
     loop {
+        let seen = shared.stored.get();
         {
             let core = shared.core();
             if core.life != life || core.sequencer.mode() != Mode::Drain {
@@ -199,7 +199,7 @@ async fn wait_for_room(shared: &Shared, life: u64) -> Result<(), GivenUp> {
                 return Ok(());
             }
         }
-        let _ = timeout(LOOK_INTERVAL, stored.changed()).await;
+        let _ = timeout(LOOK_INTERVAL, shared.stored.wait_for(|now| *now != seen)).await;
     }
 }
 

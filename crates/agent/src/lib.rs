@@ -35,6 +35,7 @@ mod spool;
 mod spooler;
 mod state_dir;
 mod status;
+mod watched;
 mod watchman;
 
 pub use agent::{Agent, AgentParts, LABEL_BYTES_MAX};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use model::{EventKind, Seq, Severity, Timestamp};
 use probe::Rules;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::agent::AgentParts;
 use crate::config::AgentConfig;
@@ -22,6 +22,7 @@ use crate::seams::{Clock, Dialer, Random};
 use crate::sequencer::Mode;
 use crate::spooler::SpoolFile;
 use crate::state_dir::{StateDir, StateFile};
+use crate::watched::Watched;
 
 /// How long a window stays open that a safety rule keeps shut, when a test takes the rule away.
 pub(crate) const CARELESS_DELAY: Duration = Duration::from_millis(2);
@@ -56,10 +57,10 @@ pub(crate) struct Shared {
     pub(crate) instance: [u8; 16],
     core: Mutex<Core>,
     /// Commits of the map that are durable; the last number there is once the map failed.
-    pub(crate) committed: watch::Sender<Batch>,
-    pub(crate) stored: watch::Sender<StoredMark>,
+    pub(crate) committed: Watched<Batch>,
+    pub(crate) stored: Watched<StoredMark>,
     /// The present life; a session of an older one ends.
-    pub(crate) life: watch::Sender<u64>,
+    pub(crate) life: Watched<u64>,
     /// Records wait to be sent.
     pub(crate) send_bell: Notify,
     /// There may be something to drain, or room to drain into.
@@ -71,7 +72,7 @@ pub(crate) struct Shared {
     /// The active set is over its bound.
     pub(crate) clear_bell: Notify,
     /// Set once nothing but the clean-stop marker may be written to the map any more.
-    pub(crate) map_closed: watch::Sender<bool>,
+    pub(crate) map_closed: Watched<bool>,
     /// Held while the map is written.
     pub(crate) map_writer: tokio::sync::Mutex<()>,
     /// The agent was dropped: nobody commits or sends any more. Release by the drop, acquire by those it wakes.
@@ -99,9 +100,9 @@ impl Shared {
         Shared {
             disks: config.disks.iter().map(disk).collect(),
             metrics: Metrics::new(config.machine.as_str()),
-            committed: watch::Sender::new(if core.map.failed() { Batch::MAX } else { 0 }),
-            stored: watch::Sender::new(stored),
-            life: watch::Sender::new(core.life),
+            committed: Watched::new(if core.map.failed() { Batch::MAX } else { 0 }),
+            stored: Watched::new(stored),
+            life: Watched::new(core.life),
             config,
             dialer,
             clock,
@@ -116,7 +117,7 @@ impl Shared {
             spool_bell: Notify::new(),
             map_bell: Notify::new(),
             clear_bell: Notify::new(),
-            map_closed: watch::Sender::new(false),
+            map_closed: Watched::new(false),
             map_writer: tokio::sync::Mutex::new(()),
             dead: false.into(),
             rules,
@@ -142,8 +143,7 @@ impl Shared {
     /// Waits until a commit of the map is durable, or will never be.
     pub(crate) async fn wait_committed(&self, batch: Batch) {
         self.map_bell.notify_one();
-        let mut committed = self.committed.subscribe();
-        committed.wait_for(|done| *done >= batch).await.expect("the sender is in self");
+        self.committed.wait_for(|done| *done >= batch).await;
     }
 
     /// Lets go of the core and wakes whoever may have work now that a record was queued or a bit set.
@@ -171,8 +171,8 @@ impl Shared {
             let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
             (StoredMark { life: core.life, seq: core.stored_position().seq }, core.life, active)
         };
-        self.stored.send_replace(stored);
-        self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
+        self.stored.set(stored);
+        self.life.set(life);
         for bell in [&self.send_bell, &self.drain_bell, &self.spool_bell] {
             bell.notify_one();
         }

@@ -5,29 +5,47 @@ use std::time::Duration;
 use disk::memory::{Fault as DiskFault, Operation};
 use store::{Fault as StoreFault, FaultRule, Faults};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, ProtocolState};
 use crate::machine::REGION_BYTES;
 use crate::network::Link;
 use crate::rng::pick;
 use crate::scene::{Sabotage, Scene};
 use crate::world::HostId;
 
+/// Looks at a machine in a rare state for each fault that strikes in it.
+const RARE_EVERY: u64 = 12;
+
 impl Scene {
     fn millis(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(least + self.rng.below(most - least + 1))
+    }
+
+    /// Any machine.
+    pub fn any_machine(&mut self) -> usize {
+        self.index(self.machines.len())
     }
 
     fn index(&mut self, count: usize) -> usize {
         usize::try_from(self.rng.below(count as u64)).expect("an index")
     }
 
-    /// A fault strikes, if it can strike anybody now.
-    pub fn strike(&mut self) {
+    /// States that pass quickly get faults of their own, or hardly any would ever strike in them.
+    pub fn strike_in_rare_states(&mut self) {
+        for machine in 0..self.machines.len() {
+            let state = self.state_of(machine);
+            let rare = matches!(state, ProtocolState::Drain | ProtocolState::Refused | ProtocolState::Queueing);
+            if rare && self.rng.below(RARE_EVERY) == 0 {
+                self.strike(machine);
+            }
+        }
+    }
+
+    /// A fault strikes at a machine, or at something it may depend on, if it can.
+    pub fn strike(&mut self, machine: usize) {
         let fault = match self.options.faults.is_empty() {
             true => *pick(&mut self.rng, Fault::ALL),
             false => *pick(&mut self.rng, &self.options.faults.clone()),
         };
-        let machine = self.index(self.machines.len());
         let state = self.state_of(machine);
         let up = self.machines[machine].agent().is_some() && !self.world.is_paused(self.machines[machine].host);
         if fault.needs_agent() && !up {

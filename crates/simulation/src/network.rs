@@ -358,6 +358,17 @@ impl Network {
             state.silent.insert(host);
         }
         state.listeners.retain(|listening, _| *listening != host);
+        // By number, and before the runtime drops its tasks: it does so in an order that no seed decides.
+        let ends: Vec<(u64, usize)> = state
+            .streams
+            .iter()
+            .flat_map(|(id, stream)| [(*id, 0), (*id, 1)].map(|(id, side)| (id, side, &stream.ends[side])))
+            .filter(|(_, _, end)| end.open && end.boot.host == host)
+            .map(|(id, side, _)| (id, side))
+            .collect();
+        for (id, side) in ends {
+            self.close(&mut state, id, side);
+        }
     }
 
     /// A host has power again: what arrives for its former life is answered with a reset.
@@ -365,9 +376,9 @@ impl Network {
         self.state().silent.remove(&host);
     }
 
-    fn close(&self, id: u64, side: usize) {
-        let mut state = self.state();
-        let Some(stream) = state.streams.get_mut(&id) else { return };
+    /// One end is closed: by whoever held it, or by the death of its host.
+    fn close(&self, state: &mut State, id: u64, side: usize) {
+        let Some(stream) = state.streams.get_mut(&id).filter(|stream| stream.ends[side].open) else { return };
         let end = &mut stream.ends[side];
         let (host, number, was_reset) = (end.boot.host, end.next_out, end.reset);
         (end.open, end.reader, end.writer) = (false, None, None);
@@ -376,7 +387,7 @@ impl Network {
             return;
         }
         if !was_reset && !state.silent.contains(&host) {
-            self.send(&mut state, id, side, Kind::Fin { number });
+            self.send(state, id, side, Kind::Fin { number });
         }
     }
 }
@@ -503,7 +514,9 @@ impl AsyncWrite for SimStream {
 
 impl Drop for SimStream {
     fn drop(&mut self) {
-        self.network.close(self.id, self.side);
+        let network = self.network.clone();
+        let mut state = network.state();
+        network.close(&mut state, self.id, self.side);
     }
 }
 

@@ -26,7 +26,7 @@ const COMPARE_AFTER_MICROS: u64 = 1_500_000;
 const HOLD_MAX_MICROS: u64 = 4_000_000;
 
 /// Mean time between two restores, and between two groups of marks.
-const ERRAND_EVERY_MILLIS: u64 = 5_000;
+const ERRAND_EVERY_MILLIS: u64 = 2_500;
 
 /// A point across machines: each machine's number and position.
 pub type GroupPoint = Vec<(usize, Seq)>;

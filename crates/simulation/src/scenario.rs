@@ -110,9 +110,11 @@ fn go_wrong(scene: &mut Scene) -> Result<(), Violation> {
         if ticks % LOOK_TICKS == 0 {
             look(scene)?;
             scene.operate(true)?;
+            scene.strike_in_rare_states();
         }
         if scene.world.elapsed() >= next_fault {
-            scene.strike();
+            let machine = scene.any_machine();
+            scene.strike(machine);
             let mean = u64::try_from(scene.options.fault_every.as_micros()).expect("short");
             next_fault = scene.world.elapsed() + Duration::from_micros(scene.rng.below(2 * mean));
         }

@@ -130,7 +130,7 @@ impl Scene {
         let operator_host = world.add_host("operator");
         let operator_boot = world.boot(operator_host);
         let service = ObjectService::new(store_host);
-        let keys = Arc::new(Keys::new(&VaultKey::generate()));
+        let keys = Arc::new(Keys::new(&vault_key(seed)));
         let site = Site { service, keys, log_rules: options.log_rules, rules: options.rules, limbo };
         let seen: Arc<[AtomicU64; MACHINES_MAX]> = Arc::default();
         let count = 1 + usize::try_from(rng.below(3)).expect("small");
@@ -235,6 +235,13 @@ impl Scene {
         self.do_due(false);
         Ok(())
     }
+}
+
+/// Chunk ids come from the vault key, so it must be the seed's too.
+fn vault_key(seed: u64) -> VaultKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&derive(seed, "vault key").next_u64().to_le_bytes());
+    VaultKey::from_bytes(bytes.into())
 }
 
 fn shape(rng: &mut SplitMix64) -> Shape {

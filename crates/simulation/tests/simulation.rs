@@ -128,12 +128,17 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
     }
 }
 
-/// One seed, with everything that every host says if asked for.
-fn replay(seed: u64) {
+/// Everything that every host says, if `FARSHORE_LOG` asks for it.
+fn log_if_asked() {
     if let Ok(filter) = std::env::var("FARSHORE_LOG") {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         let _set_once = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).without_time().try_init();
     }
+}
+
+/// One seed, with everything that every host says if asked for.
+fn replay(seed: u64) {
+    log_if_asked();
     match run(Options::new(seed)) {
         Ok(outcome) => eprintln!("seed {seed} keeps every promise: {outcome:#?}"),
         Err(broken) => panic!("{broken}"),
@@ -142,6 +147,7 @@ fn replay(seed: u64) {
 
 #[test]
 fn the_same_seed_twice_ends_in_the_same_plaintext_state() {
+    log_if_asked();
     for seed in [5, 77] {
         let (once, twice) = (run(Options::new(seed)), run(Options::new(seed)));
         assert_eq!(once, twice, "seed {seed}");

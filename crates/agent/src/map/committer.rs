@@ -44,7 +44,7 @@ pub(crate) async fn run(shared: &Shared) {
             _ = tick.tick() => true,
         };
         let _writing = shared.map_writer.lock().await;
-        if shared.core().map.failed() || *shared.map_closed.borrow() {
+        if shared.core().map.failed() || shared.map_closed.get() {
             return;
         }
         if let Err(e) = commit_waiting(shared, file.as_ref(), lazy).await {
@@ -83,7 +83,7 @@ fn finish(shared: &Shared, commit: Commit) {
         }
     }
     shared.metrics.map_commits.increment(1);
-    shared.committed.send_replace(commit.batch);
+    shared.committed.set(commit.batch);
 }
 
 fn compose(shared: &Shared, core: &mut Core, sets_bits: bool, with_header: bool, clean: bool) -> Work {
@@ -161,7 +161,7 @@ async fn fail(shared: &Shared, error: &io::Error) {
     {
         tracing::error!("the dirty map could not be spoiled either: {e}");
     }
-    shared.committed.send_replace(Batch::MAX);
+    shared.committed.set(Batch::MAX);
     shared.ring_all();
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use format::wire::{Refusal, Refused};
 use model::{DrainCause, EventKind, Severity};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::shared::Shared;
 use crate::status::RefusalStatus;
@@ -62,7 +62,8 @@ pub(crate) async fn run(shared: &Arc<Shared>) {
             server += 1;
         }
         // A new incarnation need not wait: nobody is overloaded by it.
-        let _ = timeout(backoff.next(), shared.life.subscribe().changed()).await;
+        let now = shared.life.get();
+        let _ = timeout(backoff.next(), shared.life.wait_for(|life| *life != now)).await;
     }
 }
 
@@ -89,16 +90,14 @@ fn error_chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn wait_while_refused(shared: &Shared) {
-    let mut life = shared.life.subscribe();
     loop {
+        let life = shared.life.get();
         let refused = shared.core().refusal.as_ref().is_some_and(|refusal| refusal.needs_compare);
         if !refused {
             return;
         }
         // Only `compared` ends this, by opening a new life.
-        if life.changed().await.is_err() {
-            sleep(DIAL_TIMEOUT).await;
-        }
+        shared.life.wait_for(|now| *now != life).await;
     }
 }
 

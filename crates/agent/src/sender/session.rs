@@ -62,12 +62,11 @@ pub(super) async fn run(shared: &Arc<Shared>, mut connection: Connection, addres
         return end;
     }
     begin(shared, address, &welcome.head);
-    let mut lives = shared.life.subscribe();
     let (credit, _) = watch::channel(Credit { window: welcome.credit, available: welcome.credit });
     let Connection { reader, mut writer, .. } = connection;
     let end = tokio::select! {
         biased;
-        _ = lives.wait_for(|now| *now != life) => SessionEnd::NewLife,
+        _ = shared.life.wait_for(|now| *now != life) => SessionEnd::NewLife,
         end = receive(shared, life, reader, &credit) => end,
         end = send(shared, life, &mut writer, &credit) => end,
     };

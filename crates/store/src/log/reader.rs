@@ -151,7 +151,9 @@ impl LogReader {
     async fn step_to_top(&mut self) -> Result<Step, StoreError> {
         let top = self.top;
         let Some((opening, body)) = self.log.read_opening(top).await? else {
-            return self.folded_or(Ok(Next::Unopened { epoch: top })).await;
+            // Not a hole: nothing is decided before somebody opens an epoch, wherever the manifest's end lies. Who took
+            // this for a folded prefix would call a log damaged whose writer is just about to open.
+            return Ok(Step::Done(Next::Unopened { epoch: top }));
         };
         if self.rules.reader_looks_at_top {
             self.top = self.log.highest_epoch(top).await?;
