@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::command::{run, run_with};
 use crate::table::Stages;
@@ -44,9 +44,10 @@ pub fn test() -> Result<()> {
     stages.run("clippy", clippy)?;
     stages.run("unit tests", || cargo("test", &["--workspace", "--lib", "--bins"]))?;
     stages.run("install emulators", || tools::azurite().and(tools::moto()).map(|_| ()))?;
-    stages.run("tests with real parts", real_parts)?;
+    stages.run("simulation, real parts", real_parts)?;
     stages.run("deny", || deny(false))?;
     stages.run("release build", || run("cargo", &["build", "--release"]))?;
+    stages.run("no switches in release", release_is_unarmed)?;
     stages.run("demo", || run("cargo", &["run", "--release", "--quiet", "--", "demo"]))?;
     stages.print();
     Ok(())
@@ -62,6 +63,49 @@ fn real_parts() -> Result<()> {
         &["test", "--profile", "ci", "--workspace", "--test", "*", "--", "--test-threads", "2"],
         &[("FARSHORE_AZURITE", &azurite), ("FARSHORE_MOTO", &moto)],
     )
+}
+
+/// What ships has no failpoints and no removable rules; what is tested has, or this check would prove nothing.
+fn release_is_unarmed() -> Result<()> {
+    let has_switches = |profile: &str| -> Result<bool> {
+        let path = format!("target/{profile}/farshore");
+        let binary = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        let name = b"FARSHORE_FAILPOINT";
+        Ok(binary.windows(name.len()).any(|window| window == name))
+    };
+    if !has_switches("ci")? {
+        bail!("the binary of the tests has no failpoints: no test ran with them");
+    }
+    if has_switches("release")? {
+        bail!("the release binary has test-only switches: who turned on the feature `armed`?");
+    }
+    Ok(())
+}
+
+/// What `simulate` is asked for.
+pub struct Simulate {
+    /// Fresh seeds.
+    pub seeds: u64,
+    /// The first of them.
+    pub first: Option<u64>,
+    /// One seed to play again.
+    pub seed: Option<u64>,
+    /// The table of removed rules instead.
+    pub rules: bool,
+}
+
+/// Whole systems under fresh seeds, one seed again, or every safety rule taken away.
+pub fn simulate(wanted: &Simulate) -> Result<()> {
+    let (target, filter) = if wanted.rules { ("rules", "every_rule") } else { ("simulation", "fresh_seeds") };
+    let mut env = vec![("FARSHORE_SIM_SEEDS", wanted.seeds.to_string())];
+    env.extend(wanted.first.map(|first| ("FARSHORE_SEED", first.to_string())));
+    if let Some(seed) = wanted.seed {
+        env.push(("FARSHORE_SIM_ONLY", seed.to_string()));
+        env.push(("FARSHORE_LOG", std::env::var("FARSHORE_LOG").unwrap_or_else(|_| "info".to_owned())));
+    }
+    let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let args = ["test", "--profile", "ci", "--workspace", "--test", target, filter, "--", "--nocapture"];
+    run_with("cargo", &args, &env)
 }
 
 /// Licences, bans, sources, and on request advisories.

@@ -44,6 +44,21 @@ enum Chore {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Whole systems under one seed: fresh seeds with everything going wrong, judged by every oracle.
+    Simulate {
+        /// Fresh seeds.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first of them; the time of day when absent.
+        #[arg(long)]
+        first: Option<u64>,
+        /// Play this seed alone, telling what every host does (FARSHORE_LOG=debug for more).
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Take every safety rule away, one at a time, and tell how many seeds it takes to notice.
+        #[arg(long)]
+        rules: bool,
+    },
     /// Kill, restart and check, over and over, with fresh seeds.
     Soak {
         /// Rounds of each role.
@@ -63,6 +78,9 @@ fn main() -> Result<()> {
         Chore::Test => checks::test(),
         Chore::Deny { advisories } => checks::deny(advisories),
         Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Chore::Simulate { seeds, first, seed, rules } => {
+            checks::simulate(&checks::Simulate { seeds, first, seed, rules })
+        }
         Chore::Soak { rounds, seed } => checks::soak(rounds, seed),
     }
 }

@@ -390,6 +390,7 @@ fn first_core(
         disks: loaded.disks,
         map: MapState::new(loaded.map_version, loaded.generation, map_failed),
         attested: loaded.attested,
+        taken: loaded.taken,
         stored: loaded.stored,
         sent: freed.position.seq,
         sent_max: freed.position.seq,

@@ -78,6 +78,8 @@ pub(crate) struct Core {
     /// The map version as this life found it, while no log has taken it: HELLO answers for what the map *knew*, and each
     /// write to a cold region raises the version in force, also of a map that was set back.
     pub(crate) attested: Option<u64>,
+    /// The last incarnation of this agent that a log has taken.
+    pub(crate) taken: Incarnation,
     /// The log's head as last heard.
     pub(crate) stored: LogHead,
     /// The last number given to the present session.
@@ -306,11 +308,18 @@ impl Core {
         self.attested.unwrap_or_else(|| self.map.version())
     }
 
-    /// A log took this life's map. Returns the commit that must be durable before anything is numbered: it says so, and
-    /// that the version in force lies above all the log has seen.
-    pub(crate) fn map_taken(&mut self, seen: u64) -> Option<Batch> {
-        let above = if self.attested.take().is_some() { seen.max(self.map.version()) } else { seen };
-        self.map.raise_above(above)
+    /// A log that ends with `head` takes this incarnation. Returns the commit that must be durable before anything is
+    /// numbered: it says which head that was, and that the version in force lies above all the log has seen.
+    pub(crate) fn taken_at(&mut self, head: LogHead) -> Option<Batch> {
+        self.attested = None;
+        self.taken = self.sequencer.incarnation();
+        self.stored = head;
+        self.map.raise_above(head.map_version.max(self.map.version()))
+    }
+
+    /// Whether the log's end is this agent's own: of its last incarnation there, or the very end it went on from then.
+    pub(crate) fn is_ours(&self, head: &LogHead) -> bool {
+        head.position.incarnation == self.taken || head.position == self.stored.position
     }
 
     /// A new incarnation heard the log's head: it goes on behind it, and introduces its disks.

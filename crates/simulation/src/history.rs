@@ -48,6 +48,8 @@ pub struct Era {
     pub first_op: usize,
     /// Index behind its last one; none while it goes on.
     pub end_op: Option<usize>,
+    /// Disks on which a flush failed: what an earlier era wrote and never flushed may be gone from them.
+    pub shaken: BTreeSet<usize>,
 }
 
 /// The history of one machine.
@@ -99,7 +101,7 @@ impl History {
         if let Some(current) = self.current {
             self.eras[current].end_op = Some(first_op);
         }
-        self.eras.push(Era { base: Arc::new(base), first_op, end_op: None });
+        self.eras.push(Era { base: Arc::new(base), first_op, end_op: None, shaken: BTreeSet::new() });
         self.previous = self.current.replace(self.eras.len() - 1);
         tracing::info!(machine = self.machine, era = self.eras.len() - 1, first_op, "era begins");
         self.eras.len() - 1
@@ -108,7 +110,7 @@ impl History {
     /// A copy of the machine starts beside it, on disks that hold this and that nobody writes.
     pub fn side_era(&mut self, base: Vec<Vec<u8>>) -> usize {
         let first_op = self.ops.len();
-        self.eras.push(Era { base: Arc::new(base), first_op, end_op: Some(first_op) });
+        self.eras.push(Era { base: Arc::new(base), first_op, end_op: Some(first_op), shaken: BTreeSet::new() });
         self.eras.len() - 1
     }
 
@@ -165,6 +167,8 @@ impl History {
     pub fn flush_failed(&mut self, disk: usize, last_good: u64) {
         let covered = |op: &Op| op.acknowledged.is_some_and(|done| done < last_good);
         self.ops.iter_mut().filter(|op| op.disk == disk && !covered(op)).for_each(|op| op.undecided = true);
+        let era = self.era_now();
+        self.eras[era].shaken.insert(disk);
     }
 
     /// Operations so far.
@@ -218,6 +222,7 @@ impl History {
                             }
                             Some(op) => unexplained(&format!("shows operation {op}, which never wrote it")),
                             None if bytes == under => Ok(Shown::Base),
+                            None if op < ours.start && self.eras[era].shaken.contains(&disk) => Ok(Shown::Base),
                             None => unexplained(&format!("shows operation {op}, which is not of this era")),
                         }
                     }

@@ -32,7 +32,7 @@ const POSITIONS: usize = 10;
 const JUDGE_MAX: Duration = Duration::from_secs(600);
 
 /// Operations that a run must have seen acknowledged.
-pub const OPERATIONS_MIN: u64 = 200;
+pub const OPERATIONS_MIN: u64 = 100;
 
 /// Faults that must have struck.
 pub const FAULTS_MIN: u64 = 8;

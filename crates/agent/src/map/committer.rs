@@ -116,6 +116,7 @@ pub(crate) fn header_of(shared: &Shared, core: &mut Core, map_version: u64, clea
         stored: core.stored,
         clean,
         attested: core.attested,
+        taken: core.taken,
         machine: shared.config.machine.clone(),
         disks: core.disks.iter().map(entry).collect(),
     }

@@ -61,6 +61,8 @@ pub(crate) struct Header {
     pub(crate) clean: bool,
     /// The version that HELLO must still answer for: what an earlier life left, while no log has taken it since.
     pub(crate) attested: Option<u64>,
+    /// The last incarnation of this agent that a log has taken: no other one may have extended the log since.
+    pub(crate) taken: Incarnation,
     pub(crate) machine: MachineName,
     pub(crate) disks: Vec<DiskEntry>,
 }
@@ -121,6 +123,7 @@ pub(crate) fn encode_header(header: &Header) -> Bytes {
     out.put_u64_le(u64::from(header.clean));
     put_name(&mut out, header.machine.as_str());
     out.put_u64_le(header.attested.map_or(0, |version| version.saturating_add(1)));
+    out.put_slice(&header.taken.0);
     out.resize(DISKS_OFFSET, 0);
     let mut first_page = 0;
     for disk in &header.disks {
@@ -228,9 +231,10 @@ fn parse_header(slot: &[u8]) -> Option<Result<Header, MapDamage>> {
     let clean = fields.u64()? == 1;
     let machine = fields.name()?;
     let attested = fields.u64()?.checked_sub(1);
-    fields.take(DISKS_OFFSET - 200)?;
+    let taken = Incarnation(fields.array()?);
+    fields.take(DISKS_OFFSET - 216)?;
     let disks = (0..disks).map(|_| parse_disk(&mut fields)).collect::<Option<Vec<_>>>()?;
-    Some(Ok(Header { generation, map_version, incarnation, stored, clean, attested, machine, disks }))
+    Some(Ok(Header { generation, map_version, incarnation, stored, clean, attested, taken, machine, disks }))
 }
 
 fn parse_disk(fields: &mut Fields) -> Option<DiskEntry> {

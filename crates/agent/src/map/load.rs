@@ -34,6 +34,8 @@ pub(crate) struct Loaded {
     pub(crate) map_version: u64,
     /// The version that HELLO must answer for, until a log has taken it.
     pub(crate) attested: Option<u64>,
+    /// The last incarnation that a log has taken.
+    pub(crate) taken: Incarnation,
     pub(crate) generation: u64,
     /// The file; nothing if it could not be written.
     pub(crate) file: Option<Arc<dyn StateFile>>,
@@ -181,6 +183,7 @@ fn merge(
         start,
         stored: former.as_ref().map(|state| state.header.stored).unwrap_or_default(),
         map_version: former.as_ref().map_or(0, |state| state.map_version),
+        taken: former.as_ref().map(|state| state.header.taken).unwrap_or_default(),
         attested: start.is_err().then(|| former.as_ref().map_or(0, MapFileState::attested)),
         generation: former.as_ref().map_or(0, |state| state.header.generation),
         file: None,
@@ -206,6 +209,7 @@ async fn write(config: &AgentConfig, dir: Option<&dyn StateDir>, loaded: &mut Lo
         stored: loaded.stored,
         clean: marker_stays && loaded.start.is_ok(),
         attested: loaded.attested,
+        taken: loaded.taken,
         machine: config.machine.clone(),
         disks: loaded.disks.iter().map(entry).collect(),
     };

@@ -146,7 +146,7 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
     }
     check_new(shared, head)?;
     // Records may not carry a version before it is durable, nor one the log would take for an older map.
-    let raise = shared.core().map_taken(head.map_version);
+    let raise = shared.core().taken_at(*head);
     if let Some(batch) = raise {
         shared.wait_committed(batch).await;
     }
@@ -177,6 +177,10 @@ fn check_new(shared: &Shared, head: &LogHead) -> Result<(), SessionEnd> {
     }
     if head.position.seq == known.position.seq && head.digest != known.digest {
         return Err(mismatch_end(StoredMismatch::Digest, head));
+    }
+    if !core.is_ours(head) {
+        let text = format!("the log ends with {}, which no incarnation of this agent wrote: a copy of it did", head.position);
+        return Err(refused(Refusal::RevertedMemory, text));
     }
     Ok(())
 }

@@ -106,6 +106,41 @@ async fn a_map_reverted_by_one_update_is_refused_however_much_it_is_written_befo
     }
 }
 
+/// A copy of the machine extended the log while the original was cut off and raised the version of its own map.
+#[tokio::test(start_paused = true)]
+async fn a_machine_whose_copy_has_written_meanwhile_is_refused() {
+    let rig = Rig::new(1, 1 << 20);
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    export.write(0, stamped(1, 8192), false).await.expect("written");
+    until_settled(&agent).await;
+    let mut copy = Rig::new(1, 1 << 20);
+    copy.dir.put("map", rig.dir.file("map").expect("kept").visible());
+    copy.disks[0].1 = std::sync::Arc::new(disk::MemoryDisk::from_contents(rig.disks[0].1.contents()));
+    (copy.peer, copy.random) = (std::sync::Arc::clone(&rig.peer), std::sync::Arc::clone(&rig.random));
+    drop((agent, export));
+    let twin = copy.start().await;
+    let export = twin.export(&copy.disks[0].0).expect("a disk of this agent");
+    export.write(4 * REGION, stamped(2, 4096), false).await.expect("written");
+    until_settled(&twin).await;
+    drop((twin, export));
+    rig.peer.set(|b| b.down = true);
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    for n in 5..12 {
+        export.write(n * REGION, stamped(20 + n, 4096), false).await.expect("the source is served");
+    }
+    drop((agent, export));
+    rig.peer.set(|b| b.down = false);
+    let agent = rig.start().await;
+    let status = until(&agent, "refused", |s| s.refusal.is_some()).await;
+    let reason = status.refusal.map(|r| r.reason);
+    assert!(matches!(reason, Some(Refusal::RevertedMemory | Refusal::RevertedDisk)), "{reason:?}");
+    compare(&rig, &agent).await;
+    until_settled(&agent).await;
+    rig.assert_log_equals_sources();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_lost_its_tail_is_noticed_and_healed_by_a_compare() {
     let rig = Rig::new(1, 1 << 20);

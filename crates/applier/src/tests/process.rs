@@ -207,10 +207,11 @@ async fn a_replica_that_dies_at_any_step_resumes_to_the_same_contents() {
                     Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
                 let Some(target) = replica.next_target(&validity, &segments) else { break };
                 let dead = die_at_failpoint(rng.below(6 + 4 * tries));
+                let goes_on = CancellationToken::new();
                 tries += 1;
                 let moved = tokio::select! {
                     biased;
-                    moved = replica.advance(&segments, target, &CancellationToken::new()) => Some(moved),
+                    moved = replica.advance(&segments, target, &goes_on) => Some(moved),
                     () = dead.notified() => None,
                 };
                 probe::on_this_thread(None);
@@ -319,4 +320,30 @@ async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
     assert!(!data_dir.path().join("replica/db").exists());
     assert_replica(&other, data_dir.path(), other.last());
     assert!(matches!(purge(true).await, Err(ApplierError::Recover(RecoverError::UnknownMachine { .. }))));
+}
+
+/// A process server owns its epoch for a moment before it opens it. Whoever starts to read just then, with a manifest
+/// that is past him, must wait and not call the log damaged.
+#[tokio::test]
+async fn an_epoch_about_to_be_opened_is_no_damage_though_there_is_a_manifest() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 7).await;
+    log.live(3).await;
+    promoted(&log).await;
+    let owned = crate::recover::stream_log(&store, &keys, &log.machine).attach().await.expect("attached");
+    let nowhere = tempfile::tempdir().expect("temp dir");
+    let settings = ApplierConfig { replica: false, ..config(nowhere.path()) };
+    let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
+    let machines = vec![log.machine.clone()];
+    let applier = Applier::start(settings, store.clone(), keys.clone(), machines, clock).await.expect("started");
+    wait_for("a manifest epoch", async || applier.status().machines[0].manifest_epoch > 0).await;
+    assert_eq!(applier.status().machines[0].last_error, None);
+    owned.open(Vec::new()).await.expect("opened");
+    let last = log.last();
+    wait_for("all that is there", async || applier.status().machines[0].processed_seq == last).await;
+    assert_eq!(applier.status().machines[0].last_error, None);
+    applier.stop().await;
+    let owned = crate::recover::stream_log(&store, &keys, &log.machine).attach().await.expect("attached");
+    assert_eq!(load(&log).await.head().position.seq, last, "sealed by the reader after its wait");
+    drop(owned);
 }

@@ -34,6 +34,9 @@ const ATTACH_MAX: Duration = Duration::from_secs(20);
 /// A stream without an agent is let go after this time; its memory goes with it.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
+/// How often a stream looks whether it is still its own while its agent has nothing to say: one request to the store.
+const LOOK_AT_REST: Duration = Duration::from_secs(30);
+
 /// A session that waits for WELCOME.
 struct Attaching {
     hello: Box<Hello>,
@@ -69,6 +72,8 @@ pub(crate) struct Actor {
     permit: Option<OwnedSemaphorePermit>,
     permit_wait: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     idle_since: Instant,
+    /// When a stream at rest last looked, or ceased to be at rest.
+    looked: Instant,
     stopping: bool,
 }
 
@@ -88,6 +93,7 @@ impl Actor {
             permit: None,
             permit_wait: None,
             idle_since: Instant::now(),
+            looked: Instant::now(),
             stopping: false,
         }
     }
@@ -138,6 +144,8 @@ impl Actor {
     /// When something is due though nothing happens.
     fn deadline(&self) -> Instant {
         let attach = self.attaching.as_ref().map(|attaching| attaching.until);
+        let look = self.rests().then(|| self.looked + LOOK_AT_REST);
+        let attach = [attach, look].into_iter().flatten().min();
         let segment = self.epoch.as_ref().and_then(|epoch| epoch.segments().close_at());
         [attach, segment].into_iter().flatten().min().unwrap_or(self.idle_since + IDLE_MAX).max(Instant::now())
     }
@@ -156,8 +164,28 @@ impl Actor {
         if let Some(epoch) = &mut self.epoch {
             epoch.advance();
         }
+        self.look_at_rest(now);
         if self.session.is_some() || self.attaching.is_some() || !self.is_drained() {
             self.idle_since = now;
+        }
+    }
+
+    /// An agent is connected and has nothing to say.
+    fn rests(&self) -> bool {
+        self.session.is_some() && self.attaching.is_none() && self.verifying.is_none() && self.is_drained()
+    }
+
+    /// Whoever has nothing to store never hears that another writer took the stream over, and an agent that is told of no
+    /// trouble would go on with a log that is no longer its own: so a stream at rest looks from time to time.
+    fn look_at_rest(&mut self, now: Instant) {
+        if !self.rests() {
+            self.looked = now;
+        } else if now >= self.looked + LOOK_AT_REST
+            && let Some(epoch) = &self.epoch
+        {
+            let writer = epoch.writer();
+            self.looked = now;
+            self.verifying = Some(Box::pin(async move { writer.look().await }));
         }
     }
 
@@ -332,6 +360,8 @@ impl Actor {
             (Ok(()), _) => {}
             // Another server took the stream over and the agent came back here: the next step opens a new epoch.
             (Err(error @ StoreError::Fenced { .. }), _) => self.epoch_over(&EpochOver::Store(error)),
+            // Nobody waits for the look of a stream at rest: the next one will tell.
+            (Err(_), _) if self.attaching.is_none() => {}
             (Err(error), _) => self.store_failed("look for other writers", &error),
         }
     }

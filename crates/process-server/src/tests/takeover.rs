@@ -55,6 +55,24 @@ async fn take_over(rules: ServerRules) {
     agent.until_stored().await.expect("stored");
 }
 
+/// An agent with nothing to say would never hear that the log went on without it.
+#[tokio::test(start_paused = true)]
+async fn a_session_at_rest_ends_soon_after_a_takeover() {
+    let site = Site::new();
+    let faults = Faults::default();
+    let (first, second) = (site.server(&faults), site.server(&faults));
+    let mut agent = Agent::new(&site, "db", 1);
+    agent.connect(&first).await.expect("welcome");
+    agent.send_all().await.expect("connected");
+    agent.until_stored().await.expect("stored");
+    let mut connection = super::site::dial(&second, "db");
+    connection.writer.write(&format::wire::Frame::Hello(agent.hello())).await.expect("read");
+    connection.writer.flush().await.expect("read");
+    assert!(matches!(connection.reader.read().await, Ok(format::wire::Frame::Welcome(_))));
+    let closed = tokio::time::timeout(Duration::from_secs(90), agent.until_closed());
+    closed.await.expect("the first server looks though nothing is sent");
+}
+
 /// The agent wanders between three servers at seeded moments, with records in flight everywhere and a store that is
 /// slow, fails and lands requests late. Each acknowledgement is checked against the log when it is heard.
 #[tokio::test(start_paused = true)]
