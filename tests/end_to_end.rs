@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod adversaries;
 mod bad_input;
 mod bare_machine;
 mod basic;

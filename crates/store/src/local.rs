@@ -1,5 +1,5 @@
-//! What `file://` needs beyond a directory: a private root, no network filesystem below it, and directory entries synced
-//! before anything rests on them.
+//! What `file://` needs beyond a directory: a private root, no network filesystem below it, no way out of it, and
+//! directory entries synced before anything rests on them.
 //!
 //! The epoch log needs create-if-absent that is atomic for every writer, and reads that see the newest state. Network
 //! filesystems cache names and attributes and replay requests, so they are refused rather than trusted.
@@ -40,6 +40,27 @@ impl LocalRoot {
             return Err("it is not a directory".to_owned());
         }
         Ok(Self { root: root.to_owned(), condemned: AtomicBool::new(false), anchored: Arc::default() })
+    }
+
+    /// Refuses a path that a symbolic link leads elsewhere: whoever can write into the directory must not make us read,
+    /// create or delete files outside it. The root itself may be one, by the operator's choice. A link made between this
+    /// look and the operation is not seen: that takes somebody who may as well replace the objects themselves. A handful of
+    /// lookups of names that are in use anyway, so it is done in place.
+    pub(crate) fn contains(&self, path: &str) -> io::Result<()> {
+        let mut at = self.root.clone();
+        for part in Path::new(path) {
+            at.push(part);
+            match std::fs::symlink_metadata(&at) {
+                Ok(found) if found.is_symlink() => {
+                    let why = format!("{} is a symbolic link, and a store holds none: take it away", at.display());
+                    return Err(io::Error::other(why));
+                }
+                Ok(_) => {}
+                // What lies below is not there either; any other fault is the operation's to tell.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// From now on every `settle` fails: the process must be restarted before it can call anything durable.

@@ -82,7 +82,7 @@ impl Store {
     /// Errors: `Unavailable` (the store answered neither the create nor the reading back, or refused the create),
     /// `Unclear` (the store can be read and holds nothing there, yet did not take the object either).
     pub async fn create(&self, path: &str, parts: Vec<Bytes>) -> Result<Created, StoreError> {
-        let location = location("create", path)?;
+        let location = self.location("create", path)?;
         let payload = PutPayload::from_iter(parts.iter().cloned());
         let mut delay = CREATE_RETRY_DELAY;
         for attempt in 1..=CREATE_TRIES_MAX {
@@ -110,7 +110,7 @@ impl Store {
 
     /// The whole object, or none. Refuses objects over `OBJECT_BYTES_MAX`.
     pub async fn get(&self, path: &str) -> Result<Option<Bytes>, StoreError> {
-        let location = location("read", path)?;
+        let location = self.location("read", path)?;
         match observe("get", self.inner.get_opts(&location, GetOptions::default())).await {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(unavailable("read", path, source)),
@@ -125,7 +125,7 @@ impl Store {
 
     /// Bytes `start..end`, cut at the object's end; none when there is no object. Empty when start is at or past the end.
     pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
-        let location = location("read", path)?;
+        let location = self.location("read", path)?;
         if range.end.saturating_sub(range.start) > OBJECT_BYTES_MAX {
             return Err(too_large(path));
         }
@@ -149,6 +149,18 @@ impl Store {
         }
     }
 
+    /// Where an object lies; refused where that is not within the store.
+    fn location(&self, operation: &'static str, path: &str) -> Result<Path, StoreError> {
+        let location = location(operation, path)?;
+        match &self.local {
+            None => Ok(location),
+            Some(root) => {
+                root.contains(path).map_err(|e| unavailable(operation, path, generic(e)))?;
+                Ok(location)
+            }
+        }
+    }
+
     async fn size(&self, path: &str, location: &Path) -> Result<Option<u64>, StoreError> {
         match observe("head", self.inner.head(location)).await {
             Ok(meta) => Ok(Some(meta.size)),
@@ -160,7 +172,7 @@ impl Store {
     /// Paths below the folder `prefix`, whole names only (`machine/db` and `machine/db/` leave out `machine/db-2`), with
     /// their sizes, in order. For display, purge and sweeping: no safety rests on it.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
-        let location = location("list", prefix.strip_suffix('/').unwrap_or(prefix))?;
+        let location = self.location("list", prefix.strip_suffix('/').unwrap_or(prefix))?;
         let mut stream = self.inner.list(Some(&location));
         let mut found = Vec::new();
         loop {
@@ -170,7 +182,13 @@ impl Store {
                     let source = generic(format!("more than {LIST_OBJECTS_MAX} objects: list a narrower prefix"));
                     return Err(unavailable("list", prefix, source));
                 }
-                Ok(Some(meta)) => found.push((meta.location.to_string(), meta.size)),
+                Ok(Some(meta)) => {
+                    let path = meta.location.to_string();
+                    if let Some(root) = &self.local {
+                        root.contains(&path).map_err(|e| unavailable("list", &path, generic(e)))?;
+                    }
+                    found.push((path, meta.size));
+                }
                 Err(source) => return Err(unavailable("list", prefix, source)),
             }
         }
@@ -180,7 +198,7 @@ impl Store {
 
     /// Names of the "directories" right below `prefix`, in order.
     pub(crate) async fn list_names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let location = location("list", prefix)?;
+        let location = self.location("list", prefix)?;
         match observe("list", self.inner.list_with_delimiter(Some(&location))).await {
             Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
             Err(source) => Err(unavailable("list", prefix, source)),
@@ -196,7 +214,7 @@ impl Store {
     /// Deletes an object; absent is fine. On `file://` a power cut may bring it back, which every caller must bear
     /// anyway: a late PUT can do the same.
     pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
-        let location = location("delete", path)?;
+        let location = self.location("delete", path)?;
         match observe("delete", self.inner.delete(&location)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(unavailable("delete", path, source)),

@@ -87,7 +87,9 @@ impl FromStr for Serial {
         let padded = [if digits.len() % 2 == 1 { "0" } else { "" }, &String::from_utf8_lossy(&digits)].concat();
         let byte = |at: usize| u8::from_str_radix(&padded[at..at + 2], 16).map_err(|_| bad());
         let bytes = (0..padded.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
-        Ok(Self::new(&bytes))
+        let serial = Self::new(&bytes);
+        // No certificate has the number zero (RFC 5280, section 4.1.2.2), and a list cannot hold it.
+        if serial.0.is_empty() { Err(bad()) } else { Ok(serial) }
     }
 }
 

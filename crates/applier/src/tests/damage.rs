@@ -13,25 +13,25 @@ use crate::recover::{VerifyReport, Witness, verify};
 use crate::segments;
 use crate::testing::{TestLog, vault};
 
-async fn check(log: &TestLog, witness: Option<(Seq, RecordDigest)>) -> VerifyReport {
+pub(super) async fn check(log: &TestLog, witness: Option<(Seq, RecordDigest)>) -> VerifyReport {
     verify(&log.store, log.keys.clone(), &log.machine, None, witness, None).await.expect("verified")
 }
 
-async fn replace(store: &Store, path: &str, bytes: Vec<u8>) {
+pub(super) async fn replace(store: &Store, path: &str, bytes: Vec<u8>) {
     store.object_store().put(&Path::from(path), bytes.into()).await.expect("replaced");
 }
 
-async fn bytes(store: &Store, path: &str) -> Vec<u8> {
+pub(super) async fn bytes(store: &Store, path: &str) -> Vec<u8> {
     store.get(path).await.expect("read").expect("there").to_vec()
 }
 
 /// A log of a few segments, their paths, and the last seq before each.
-async fn sample(machine: &str, seed: u64) -> (TestLog, Vec<String>, Vec<Seq>) {
+pub(super) async fn sample(machine: &str, seed: u64) -> (TestLog, Vec<String>, Vec<Seq>) {
     let (store, keys) = vault().await;
     sample_in(&store, &keys, machine, seed).await
 }
 
-async fn sample_in(
+pub(super) async fn sample_in(
     store: &Store,
     keys: &Arc<format::keys::Keys>,
     machine: &str,

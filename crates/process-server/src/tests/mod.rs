@@ -4,6 +4,7 @@
 //! with what the agent numbered. It does so whenever `stored` is heard, so `stored` before the bytes can be read back
 //! fails at once. Most tests run the workers inline under paused time, and are repeatable to the byte.
 
+mod adversaries;
 mod agent;
 mod faults;
 mod protocol;
