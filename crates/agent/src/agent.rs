@@ -158,7 +158,6 @@ impl Agent {
             return Err(AgentError::LabelText);
         }
         let id = self.shared.random.bits();
-        let mut stored = self.shared.stored.subscribe();
         let (seq, time, life) = {
             let now = self.shared.now();
             let mut core = self.shared.core();
@@ -171,12 +170,11 @@ impl Agent {
             (seq, time, core.life)
         };
         self.shared.send_bell.notify_one();
-        let seen = stored.wait_for(|mark| mark.life != life || mark.seq >= seq).await;
-        match seen.map(|mark| mark.life) {
-            Ok(now) if now == life => Ok(Marked { id: PointId(id), seq, time }),
-            Ok(LIFE_NONE) => Err(AgentError::Stopping),
-            Ok(_) => Err(AgentError::MarkLost),
-            Err(_) => Err(AgentError::Stopping),
+        let seen = self.shared.stored.wait_for(|mark| mark.life != life || mark.seq >= seq).await;
+        match seen.life {
+            now if now == life => Ok(Marked { id: PointId(id), seq, time }),
+            LIFE_NONE => Err(AgentError::Stopping),
+            _ => Err(AgentError::MarkLost),
         }
     }
 
@@ -272,7 +270,7 @@ impl Agent {
             let flushed = self.flush_for_marker(index).await;
             flushed.map_err(|e| format!("disk {} failed its flush: {e}", disk.name))?;
         }
-        let mut stored = shared.stored.subscribe();
+        let mut stored = shared.stored.follow();
         loop {
             if shared.core().is_clean() {
                 return Ok(());
@@ -290,7 +288,7 @@ impl Agent {
                 self.flush_for_marker(disk).await.map_err(|e| format!("a source failed its flush: {e}"))?;
             }
             if unflushed.is_empty() {
-                stored.changed().await.map_err(|_| "the agent is gone".to_owned())?;
+                stored.changed().await;
             }
         }
     }
@@ -321,7 +319,7 @@ impl Agent {
 
     /// Nothing will be stored any more: whoever waits for it is told.
     fn end_waits(&self) {
-        self.shared.stored.send_modify(|mark| mark.life = LIFE_NONE);
+        self.shared.stored.change(|mark| mark.life = LIFE_NONE);
     }
 
     async fn leave_marker(&self) -> Result<Seq, String> {
@@ -355,7 +353,7 @@ impl Drop for Agent {
         self.shared.core().stopping = true;
         self.shared.dead.store(true, std::sync::atomic::Ordering::Release);
         // Writers that wait for a commit nobody will make wake up, see that the agent is dead, and submit nothing.
-        self.shared.committed.send_replace(u64::MAX);
+        self.shared.committed.announce(u64::MAX);
         self.end_waits();
     }
 }

@@ -112,6 +112,9 @@ fn take(shared: &Shared, cursors: &mut [u64]) -> Option<(usize, u64)> {
             *cursor = region + 1;
             return Some((disk, region));
         }
+        if !core.drains_to_the_end() {
+            break;
+        }
     }
     None
 }
@@ -183,7 +186,7 @@ async fn read_locked(
 
 /// Waits until the queue has room for the drain. Live writes come first, so this may take long; it ends when the mode does.
 async fn wait_for_room(shared: &Shared, life: u64) -> Result<(), GivenUp> {
-    let mut stored = shared.stored.subscribe();
+    let mut stored = shared.stored.follow();
     loop {
         {
             let core = shared.core();

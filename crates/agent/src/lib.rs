@@ -13,6 +13,7 @@
 //! own disk, because it *is* somebody's disk.
 
 mod agent;
+mod announced;
 mod api;
 mod bits;
 mod config;

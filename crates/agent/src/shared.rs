@@ -12,6 +12,7 @@ use probe::Rules;
 use tokio::sync::{Notify, watch};
 
 use crate::agent::AgentParts;
+use crate::announced::Announced;
 use crate::config::AgentConfig;
 use crate::core::Core;
 use crate::flush::FlushGroup;
@@ -56,9 +57,9 @@ pub(crate) struct Shared {
     pub(crate) instance: [u8; 16],
     core: Mutex<Core>,
     /// Commits of the map that are durable; the last number there is once the map failed.
-    pub(crate) committed: watch::Sender<Batch>,
-    pub(crate) stored: watch::Sender<StoredMark>,
-    /// The present life; a session of an older one ends.
+    pub(crate) committed: Announced<Batch>,
+    pub(crate) stored: Announced<StoredMark>,
+    /// The present life; a session of an older one ends. Only the sender waits for it.
     pub(crate) life: watch::Sender<u64>,
     /// Records wait to be sent.
     pub(crate) send_bell: Notify,
@@ -99,8 +100,8 @@ impl Shared {
         Shared {
             disks: config.disks.iter().map(disk).collect(),
             metrics: Metrics::new(config.machine.as_str()),
-            committed: watch::Sender::new(if core.map.failed() { Batch::MAX } else { 0 }),
-            stored: watch::Sender::new(stored),
+            committed: Announced::new(if core.map.failed() { Batch::MAX } else { 0 }),
+            stored: Announced::new(stored),
             life: watch::Sender::new(core.life),
             config,
             dialer,
@@ -142,8 +143,7 @@ impl Shared {
     /// Waits until a commit of the map is durable, or will never be.
     pub(crate) async fn wait_committed(&self, batch: Batch) {
         self.map_bell.notify_one();
-        let mut committed = self.committed.subscribe();
-        committed.wait_for(|done| *done >= batch).await.expect("the sender is in self");
+        self.committed.wait_for(|done| done >= batch).await;
     }
 
     /// Lets go of the core and wakes whoever may have work now that a record was queued or a bit set.
@@ -171,7 +171,7 @@ impl Shared {
             let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
             (StoredMark { life: core.life, seq: core.stored_position().seq }, core.life, active)
         };
-        self.stored.send_replace(stored);
+        self.stored.announce(stored);
         self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
         for bell in [&self.send_bell, &self.drain_bell, &self.spool_bell] {
             bell.notify_one();

@@ -81,7 +81,7 @@ fn finish(shared: &Shared, commit: Commit) {
         }
     }
     shared.metrics.map_commits.increment(1);
-    shared.committed.send_replace(commit.batch);
+    shared.committed.announce(commit.batch);
 }
 
 fn compose(shared: &Shared, core: &mut Core, sets_bits: bool, with_header: bool, clean: bool) -> Work {
@@ -157,7 +157,7 @@ async fn fail(shared: &Shared, error: &io::Error) {
     {
         tracing::error!("the dirty map could not be spoiled either: {e}");
     }
-    shared.committed.send_replace(Batch::MAX);
+    shared.committed.announce(Batch::MAX);
     shared.ring_all();
 }
 

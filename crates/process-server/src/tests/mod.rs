@@ -7,6 +7,7 @@
 mod agent;
 mod faults;
 mod protocol;
+mod rules;
 mod site;
 mod streams;
 mod takeover;
