@@ -234,10 +234,15 @@ impl Core {
         self.event(now, Severity::Warning, EventKind::Drain, text);
     }
 
+    /// Whether a drain goes on until no disk owes anything. Careless: it is done when the drainer has nothing more at
+    /// hand, and one disk stands for all.
+    pub(crate) fn drains_to_the_end(&self) -> bool {
+        self.rules.hold(Rule::DrainEndWhenEmpty)
+    }
+
     /// Ends the drain if nothing is owed on any disk. Says whether it did.
     pub(crate) fn try_end_drain(&mut self, now: Timestamp, mark_id: impl FnOnce() -> [u8; 16]) -> bool {
-        // Careless: the drainer has nothing more at hand, so it is done.
-        let owed = self.rules.hold(Rule::DrainEndWhenEmpty) && self.disks.iter().any(|d| d.regions.owed() > 0);
+        let owed = self.drains_to_the_end() && self.disks.iter().any(|d| d.regions.owed() > 0);
         if self.sequencer.mode() != Mode::Drain || owed {
             return false;
         }

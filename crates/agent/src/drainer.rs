@@ -115,6 +115,9 @@ fn take(shared: &Shared, cursors: &mut [u64]) -> Option<(usize, u64)> {
             *cursor = region + 1;
             return Some((disk, region));
         }
+        if !core.drains_to_the_end() {
+            break;
+        }
     }
     None
 }

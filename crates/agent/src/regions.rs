@@ -251,8 +251,13 @@ impl Regions {
     /// Whether a FLUSH would make any region clearable, or let go of one that is to drain anyway.
     pub(crate) fn wants_flush(&self, stored: Seq) -> bool {
         let settled = |region: &u64, a: &Active| a.last_seq <= stored || self.to_drain.get(*region);
-        let unflushed = |a: &Active| a.in_flight == 0 && a.last_completion > self.flushed;
-        self.active.iter().any(|(region, a)| unflushed(a) && settled(region, a))
+        let waits = |a: &Active| a.in_flight == 0 && self.unflushed(a);
+        self.active.iter().any(|(region, a)| waits(a) && settled(region, a))
+    }
+
+    /// Whether a power cut might take what completed in the region last.
+    fn unflushed(&self, active: &Active) -> bool {
+        active.last_completion > self.flushed && self.rules.hold(Rule::FlushBeforeClear)
     }
 
     /// Regions to drain hold their bit by that alone, so once they are flushed nothing need be remembered of their
@@ -274,8 +279,7 @@ impl Regions {
             .iter()
             .filter(|(region, a)| {
                 let unstored = a.last_seq > stored && self.rules.hold(Rule::StoredBeforeClear);
-                let unflushed = a.last_completion > self.flushed && self.rules.hold(Rule::FlushBeforeClear);
-                let held = a.in_flight > 0 || unstored || unflushed;
+                let held = a.in_flight > 0 || unstored || self.unflushed(a);
                 let owed = self.to_drain.get(**region) || self.draining.contains(region);
                 !held && !owed && !self.pending.contains_key(region)
             })

@@ -12,6 +12,7 @@ use probe::Rules;
 use tokio::sync::Notify;
 
 use crate::agent::AgentParts;
+use crate::announced::Announced;
 use crate::config::AgentConfig;
 use crate::core::Core;
 use crate::flush::FlushGroup;

@@ -1,7 +1,9 @@
 //! The safety rules of agent, process server and applier that can be taken away, one at a time.
 //!
 //! The rules of the epoch log are in `store::LogRules`. A rule stands here if ARCHITECTURE.md states it and code keeps
-//! it at one place: there the code asks [`Rules::hold`], and does the careless thing when the answer is no.
+//! it at one place: there the code asks [`Rules::hold`], and when the answer is no it does what a hurried author would
+//! have written, without a panic and without waiting for ever: an oracle must notice, not an assertion. One rule is kept
+//! by agent and process server alike, and both ask for it.
 
 /// A rule that can be taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +42,8 @@ pub enum Rule {
     DrainEndWhenEmpty,
     /// A map version below the log's highest is refused.
     RevertedMapRefused,
-    /// A next seq that is not above the log's head, or a digest that differs there, is refused.
+    /// A next seq that is not above the log's head, or a digest that differs there, is refused: by the process server at
+    /// HELLO, and by the agent when WELCOME names a head it never numbered.
     RevertedMemoryRefused,
     /// A second live agent is refused while the first lives.
     SecondAgentRefused,
@@ -117,12 +120,14 @@ impl Rules {
 
     /// Whether the rule is in force. Always, in what is shipped.
     #[cfg(feature = "armed")]
+    #[inline]
     pub fn hold(self, rule: Rule) -> bool {
         self.removed != Some(rule)
     }
 
     /// Whether the rule is in force: always.
     #[cfg(not(feature = "armed"))]
+    #[inline]
     pub fn hold(self, _rule: Rule) -> bool {
         true
     }

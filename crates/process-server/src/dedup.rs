@@ -15,8 +15,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use format::keys::ChunkId;
 use format::object::ObjectId;
-use quick_cache::UnitWeighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
+
+/// Parts of the index with a lock of their own, for that many workers; fewer when it is small. Fixed, so that what is
+/// forgotten does not depend on the cores of the machine.
+const SHARDS: usize = 64;
 
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +67,10 @@ impl DedupIndex {
     /// Remembers at most `entries_max` chunks (about 100 bytes each); 0 remembers none.
     pub fn new(entries_max: usize) -> Self {
         let new = || {
-            Chunks::with(entries_max, entries_max as u64, UnitWeighter, Default::default(), DefaultLifecycle::default())
+            let (mut options, entries) = (OptionsBuilder::new(), entries_max as u64);
+            options.shards(SHARDS).estimated_items_capacity(entries_max).weight_capacity(entries);
+            let options = options.build().expect("both capacities are given");
+            Chunks::with_options(options, UnitWeighter, Default::default(), DefaultLifecycle::default())
         };
         DedupIndex { chunks: (entries_max > 0).then(new) }
     }

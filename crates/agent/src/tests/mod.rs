@@ -7,5 +7,6 @@ mod history;
 mod kills;
 mod peer;
 mod rig;
+mod rules;
 mod stream;
 mod workload;

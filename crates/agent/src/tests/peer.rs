@@ -30,6 +30,8 @@ pub(super) struct Behaviour {
     pub(super) down: bool,
     /// Records are taken, but nothing is said to be stored and no credit comes back.
     pub(super) stalled: bool,
+    /// What arrives is left lying: a connection that breaks then takes it along.
+    pub(super) deaf: bool,
     pub(super) credit: u64,
     /// Time from receipt to `stored`.
     pub(super) delay: Duration,
@@ -44,7 +46,8 @@ pub(super) struct FakePeer {
 
 impl FakePeer {
     pub(super) fn new() -> Arc<Self> {
-        let behaviour = Behaviour { down: false, stalled: false, credit: 8 << 20, delay: Duration::from_millis(3) };
+        let (credit, delay) = (8 << 20, Duration::from_millis(3));
+        let behaviour = Behaviour { down: false, stalled: false, deaf: false, credit, delay };
         Arc::new(FakePeer {
             log: Mutex::default(),
             behaviour: watch::Sender::new(behaviour),
@@ -226,7 +229,9 @@ impl FakePeer {
             }
         };
         let take = async {
+            let mut behaviour = self.behaviour.subscribe();
             while let Ok(frame) = reader.read().await {
+                behaviour.wait_for(|b| !b.deaf).await.expect("the sender is in self");
                 let due = tokio::time::Instant::now() + self.behaviour.borrow().delay;
                 match frame {
                     Frame::Data(records) => {

@@ -4,6 +4,7 @@
 //! is authenticated by its header when its first frame is wanted and its table is not yet known.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,8 +12,8 @@ use format::keys::Keys;
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::segment::{FrameInfo, open_frame, open_table};
 use model::MachineName;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 use store::{LogPosition, Store};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -24,6 +25,10 @@ const FRAME_CACHE_BYTES: u64 = 64 << 20;
 
 /// About how many frames that is; a hint for the cache.
 const FRAME_CACHE_ITEMS: usize = 1024;
+
+/// Parts of the cache with a lock of their own. Fixed, as is the hash: so what is dropped first, and with it what is
+/// fetched again, is the same in every run.
+const FRAME_CACHE_SHARDS: usize = 8;
 
 /// Fetches from the store in flight at once.
 const FETCHES_MAX: usize = 16;
@@ -88,14 +93,18 @@ pub(crate) struct Frames {
     store: Store,
     keys: Arc<Keys>,
     entries: Mutex<Entries>,
-    cache: Cache<(u32, u32), Bytes, ByBytes>,
+    cache: Cache<(u32, u32), Bytes, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
 }
 
 impl Frames {
     /// Nothing known yet.
     pub fn new(store: Store, keys: Arc<Keys>) -> Self {
-        let cache = Cache::with_weighter(FRAME_CACHE_ITEMS, FRAME_CACHE_BYTES, ByBytes);
+        let mut options = OptionsBuilder::new();
+        options.shards(FRAME_CACHE_SHARDS).estimated_items_capacity(FRAME_CACHE_ITEMS);
+        options.weight_capacity(FRAME_CACHE_BYTES);
+        let options = options.build().expect("both capacities are given");
+        let cache = Cache::with_options(options, ByBytes, Default::default(), DefaultLifecycle::default());
         let fetches = Semaphore::new(FETCHES_MAX);
         Self { store, keys, entries: Mutex::default(), cache, fetches }
     }

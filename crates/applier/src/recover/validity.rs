@@ -138,6 +138,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn without_its_rule_a_drain_is_taken_for_points() {
+        let of = |rules| {
+            let mut validity = Validity::with_rules(rules);
+            validity.push(Seq(1), &begin(0));
+            validity.push(Seq(2), &RecordBody::<()>::DrainEnd(mark()));
+            validity.push(Seq(3), &begin(2));
+            validity.push(Seq(4), &RecordBody::<()>::Mark(mark()));
+            (1..=4).filter(|seq| validity.contains(Seq(*seq))).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Rules::ALL), [2]);
+        assert_eq!(of(Rules::without(Rule::DrainIsNoPoint)), [1, 2, 3, 4]);
+    }
+
     proptest! {
         /// The runs equal one flag for each position, worked out record by record.
         #[test]

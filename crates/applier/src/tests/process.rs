@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use format::manifest::PointKind;
 use model::{DiskChange, Selector, Seq, Timestamp};
+use probe::{Rule, Rules};
 use store::LogRules;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::load;
-use crate::recover::{RecoverError, Validity, processed};
+use crate::recover::{History, LoadOptions, RecoverError, Validity, processed};
 use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
-use crate::{Applier, ApplierConfig, ApplierError, Clock, manifest, unprotect};
+use crate::{Applier, ApplierConfig, ApplierError, ApplierRules, Clock, manifest, unprotect};
 
 /// A clock that stands where the test puts it.
 #[derive(Default)]
@@ -95,6 +96,41 @@ async fn the_applier_promotes_makes_points_and_keeps_the_replica() {
     assert_eq!(history.resolve(&Selector::Id(id), None).expect("resolved").position.seq, marked);
     let report = crate::recover::verify(&store, keys, &log.machine, None, None, None).await.expect("verified");
     assert!(report.clean(), "{report:?}");
+}
+
+#[tokio::test]
+async fn an_applier_without_replica_touches_no_file() {
+    let (store, keys) = vault().await;
+    let data_dir = Path::new("a-directory-that-nobody-makes");
+    let mut log = TestLog::begin(&store, &keys, "db", 7).await;
+    let config = ApplierConfig { replica: false, ..config(data_dir) };
+    let (machines, clock) = (vec![log.machine.clone()], Arc::new(TestClock::default()));
+    let applier = Applier::start(config, store, keys, machines, clock).await.expect("started");
+    for _ in 0..20 {
+        log.random();
+    }
+    log.commit().await;
+    let last = log.last();
+    wait_for("promotion", async || applier.status().machines[0].processed_seq == last).await;
+    applier.stop().await;
+    assert_eq!(applier.processed(&log.machine), None);
+    assert!(!data_dir.exists());
+}
+
+#[tokio::test]
+async fn without_the_rule_of_drains_a_position_inside_one_is_opened() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 8).await;
+    let good = log.last();
+    log.drain_begin(good);
+    log.write("root", 0, vec![0xee; 4096]);
+    log.commit().await;
+    let inside = Selector::Seq(log.last());
+    let refused = load(&log).await.resolve(&inside, None);
+    assert!(matches!(refused, Err(RecoverError::NotAPoint { .. })), "{refused:?}");
+    let rules = ApplierRules { applier: Rules::without(Rule::DrainIsNoPoint), ..ApplierRules::ALL };
+    let careless = History::load_with_rules(&store, keys, &log.machine, LoadOptions::default(), rules).await;
+    careless.expect("loaded").resolve(&inside, None).expect("taken for a point");
 }
 
 #[tokio::test]

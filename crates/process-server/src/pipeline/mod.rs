@@ -16,7 +16,6 @@ mod chunk;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use format::Level;
@@ -24,6 +23,7 @@ use format::keys::Keys;
 use format::segment::{Commit, FrameSealer, SealedSegment};
 use model::Record;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 pub use assemble::assemble_segment;
 pub use chunk::{FRAME_PLAIN_BYTES, JOBS_PER_SEGMENT_MAX, JobOutput, JobStats, RecordWorker, SegmentContext};

@@ -8,6 +8,7 @@ use store::{Faults, SplitMix64};
 use super::agent::Agent;
 use super::site::{Site, eventually};
 use super::workload::Workload;
+use crate::ServerRules;
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_stops_acknowledgements_and_nothing_else() {
@@ -76,35 +77,39 @@ async fn a_life_of_which_nothing_was_stored_goes_on_after_a_broken_connection() 
 async fn sessions_may_break_at_any_moment_under_a_failing_store() {
     for seed in 0..25 {
         println!("seed {seed}");
-        let site = Site::new();
-        let faults = Faults::new(seed);
-        faults.set_delay(Duration::ZERO, Duration::from_millis(80));
-        faults.set_error_rate(0.05);
-        faults.set_lost_response_rate(0.05);
-        faults.set_late_rate(0.05, Duration::from_millis(10), Duration::from_secs(3));
-        let server = site.server(&faults);
-        let mut agent = Agent::new(&site, "db", 1);
-        let mut workload = Workload::new(seed);
-        let mut rng = SplitMix64::new(seed);
-        for _ in 0..12 {
-            while !agent.is_connected() {
-                if let Err(refused) = agent.connect(&server).await {
-                    assert_eq!(refused.reason, Refusal::StoreUnavailable, "seed {seed}: {}", refused.text);
-                }
-            }
-            (0..rng.below(15)).for_each(|_| agent.number(workload.next()));
-            agent.send_all().await.expect("connected");
-            let patience = Duration::from_millis(rng.below(500));
-            let until = tokio::time::Instant::now() + patience;
-            while tokio::time::timeout_at(until, agent.read()).await.is_ok() {}
-            agent.cut();
-        }
-        faults.clear();
-        agent.connect(&server).await.expect("welcome");
-        agent.send_all().await.expect("connected");
-        agent.until_stored().await.expect("stored");
-        agent.log_is_whole().await;
+        break_sessions(seed, ServerRules::ALL).await;
     }
+}
+
+pub(super) async fn break_sessions(seed: u64, rules: ServerRules) {
+    let site = Site::new();
+    let faults = Faults::new(seed);
+    faults.set_delay(Duration::ZERO, Duration::from_millis(80));
+    faults.set_error_rate(0.05);
+    faults.set_lost_response_rate(0.05);
+    faults.set_late_rate(0.05, Duration::from_millis(10), Duration::from_secs(3));
+    let server = site.server_by(&faults, rules, |_| {});
+    let mut agent = Agent::new(&site, "db", 1);
+    let mut workload = Workload::new(seed);
+    let mut rng = SplitMix64::new(seed);
+    for _ in 0..12 {
+        while !agent.is_connected() {
+            if let Err(refused) = agent.connect(&server).await {
+                assert_eq!(refused.reason, Refusal::StoreUnavailable, "seed {seed}: {}", refused.text);
+            }
+        }
+        (0..rng.below(15)).for_each(|_| agent.number(workload.next()));
+        agent.send_all().await.expect("connected");
+        let patience = Duration::from_millis(rng.below(500));
+        let until = tokio::time::Instant::now() + patience;
+        while tokio::time::timeout_at(until, agent.read()).await.is_ok() {}
+        agent.cut();
+    }
+    faults.clear();
+    agent.connect(&server).await.expect("welcome");
+    agent.send_all().await.expect("connected");
+    agent.until_stored().await.expect("stored");
+    agent.log_is_whole().await;
 }
 
 /// The oracle's control: with an acknowledged object gone, the same check fails.

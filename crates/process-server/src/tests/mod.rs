@@ -8,6 +8,7 @@ mod adversaries;
 mod agent;
 mod faults;
 mod protocol;
+mod rules;
 mod site;
 mod streams;
 mod takeover;
