@@ -3,6 +3,11 @@
 mod harness;
 
 mod adversaries;
+#[path = "../crates/store/tests/common/emulators.rs"]
+mod emulators;
+#[path = "../crates/store/tests/servers/mini_s3.rs"]
+mod mini_s3;
+
 mod bad_input;
 mod bare_machine;
 mod basic;

@@ -1,27 +1,10 @@
 //! The whole path over the protocols of cloud stores: Azure Blob on Azurite, S3 on moto. They prove the shape of the
-//! requests, not the consistency of the real services.
+//! requests, not the consistency of the real services. And a server that breaks a promise is refused by name.
 
-use std::net::{TcpListener, TcpStream};
-use std::process::Command;
-
+use crate::emulators::Emulator;
 use crate::harness::tools::run;
-use crate::harness::{Proc, Site, SiteOptions, eventually};
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
-}
-
-fn tool(variable: &str) -> String {
-    std::env::var(variable)
-        .unwrap_or_else(|_| panic!("{variable} must name the emulator: `cargo xtask test` installs it and sets it"))
-}
-
-fn wait_port(port: u16, proc: &mut Proc) {
-    eventually("the emulator listens", || {
-        proc.running()?;
-        TcpStream::connect(("127.0.0.1", port)).map(|_| ()).map_err(|e| e.to_string())
-    });
-}
+use crate::harness::{Proc, Site, SiteOptions};
+use crate::mini_s3::{Manners, MiniS3};
 
 /// Replicates through `store`, kills the process server half-way, and proves restore and verify.
 fn whole_path(store: &str, environment: Vec<(String, String)>) {
@@ -46,82 +29,39 @@ fn whole_path(store: &str, environment: Vec<(String, String)>) {
     assert_ne!(site.run(&["points", "db"]).code, 0, "nothing is left to list");
 }
 
-fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-}
-
-/// The account and key that every Azurite has (learn.microsoft.com, "Use the Azurite emulator").
-const AZURITE_ACCOUNT: &str = "devstoreaccount1";
-const AZURITE_KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
-
-/// Creates a container with a signed request (REST "Create Container", "Authorize with Shared Key").
-const CREATE_CONTAINER: &str = r#"
-import base64, hashlib, hmac, sys, urllib.request, email.utils
-port, account, key, name = sys.argv[1:]
-date = email.utils.formatdate(usegmt=True)
-path = f"/{account}/{name}"
-text = "PUT\n\n\n\n\n\n\n\n\n\n\n\n" + f"x-ms-date:{date}\nx-ms-version:2021-08-06\n" + f"/{account}{path}\nrestype:container"
-mac = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
-request = urllib.request.Request(f"http://127.0.0.1:{port}{path}?restype=container", method="PUT")
-for k, v in {"x-ms-date": date, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {account}:{mac}"}.items():
-    request.add_header(k, v)
-print(urllib.request.urlopen(request).status)
-"#;
+const INSTALLED: &str =
+    "the emulator's program is named in the environment: `cargo xtask test` installs it and sets that";
 
 #[test]
 fn azure_blob_carries_the_whole_path() {
-    let port = free_port();
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut command = Command::new(tool("FARSHORE_AZURITE"));
-    command.args([
-        "--blobHost",
-        "127.0.0.1",
-        "--blobPort",
-        &port.to_string(),
-        "--silent",
-        "--skipApiVersionCheck",
-        "--location",
-    ]);
-    command.arg(dir.path());
-    let mut azurite = Proc::start("azurite", command, &dir.path().join("log"));
-    wait_port(port, &mut azurite);
-    run("python3", &["-c", CREATE_CONTAINER, &port.to_string(), AZURITE_ACCOUNT, AZURITE_KEY, "farshore"]);
-    let endpoint = format!("http://127.0.0.1:{port}");
-    whole_path(
-        "az://farshore/site",
-        pairs(&[
-            ("AZURE_STORAGE_USE_EMULATOR", "true"),
-            ("AZURITE_BLOB_STORAGE_URL", &endpoint),
-            ("AZURE_STORAGE_ACCOUNT_NAME", AZURITE_ACCOUNT),
-            ("AZURE_STORAGE_ACCOUNT_KEY", AZURITE_KEY),
-        ]),
-    );
+    let azurite = Emulator::azurite().expect(INSTALLED);
+    whole_path(azurite.url, azurite.environment.clone());
 }
-
-/// Creates a bucket; moto takes unsigned requests.
-const CREATE_BUCKET: &str = r#"
-import sys, urllib.request
-print(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/farshore", method="PUT")).status)
-"#;
 
 #[test]
 fn s3_carries_the_whole_path() {
-    let port = free_port();
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut command = Command::new(tool("FARSHORE_MOTO"));
-    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
-    let mut moto = Proc::start("moto", command, &dir.path().join("log"));
-    wait_port(port, &mut moto);
-    run("python3", &["-c", CREATE_BUCKET, &port.to_string()]);
-    let endpoint = format!("http://127.0.0.1:{port}");
-    whole_path(
-        "s3://farshore/site",
-        pairs(&[
-            ("AWS_ENDPOINT", &endpoint),
-            ("AWS_ALLOW_HTTP", "true"),
-            ("AWS_ACCESS_KEY_ID", "test"),
-            ("AWS_SECRET_ACCESS_KEY", "test"),
-            ("AWS_REGION", "us-east-1"),
-        ]),
-    );
+    let moto = Emulator::moto().expect(INSTALLED);
+    whole_path(moto.url, moto.environment.clone());
+}
+
+#[test]
+fn roles_refuse_a_store_that_lets_two_writers_create_one_object() {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
+    let server = runtime.block_on(MiniS3::start(Manners::IgnoresCondition));
+    let environment = [
+        ("AWS_ENDPOINT", server.endpoint()),
+        ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+    ];
+    let environment = environment.map(|(k, v)| (k.to_owned(), v)).to_vec();
+    let store = Some("s3://bucket/site".to_owned());
+    let site = Site::new(SiteOptions { store, environment, ..SiteOptions::default() });
+    for role in ["process-server", "applier", "up"] {
+        let ran = site.run(&[role]);
+        assert_eq!(ran.code, 2, "{role}: {ran:?}");
+        assert!(ran.stderr.contains("the store at s3://bucket/site let a second writer create an object"), "{ran:?}");
+        assert!(ran.stderr.contains("If-None-Match"), "says what to look for: {ran:?}");
+    }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use format::keys::Keys;
-use store::Store;
+use store::{Store, StoreError};
 
 use crate::cli::Global;
 use crate::config::{Config, store_url};
-use crate::failure::usage;
+use crate::failure::{one_line, usage};
 use crate::keyfile::KeySource;
 
 /// The configuration of a command that cannot do without.
@@ -81,17 +81,38 @@ pub async fn recovery(global: &Global) -> anyhow::Result<(Store, Arc<Keys>)> {
 
 async fn open_vault(store: &Store, keys: &Keys, url: &str) -> anyhow::Result<()> {
     match store::open_vault(store, keys).await {
-        Err(store::StoreError::Missing { .. }) => {
+        Err(StoreError::Missing { .. }) => {
             Err(usage(format!("store {url} holds no vault: check the URL; a vault is made by `farshore init`")))
         }
         other => Ok(other?),
     }
 }
 
-/// Store and keys for a role: an empty store gets the vault of the key, another vault is refused.
+/// Store and keys for a role: an empty store gets the vault of the key; another vault is refused, and so is a store that
+/// does not keep its promises.
 pub async fn role(global: &Global, config: &Config) -> anyhow::Result<(Store, Arc<Keys>)> {
     let keys = Arc::new(Keys::new(&key_source(global, Some(config))?.read()?));
     let store = Store::open(&config.store)?;
+    // Nothing is tried out in the store of another vault, and a store that cannot be reached ends the start here.
+    match store::open_vault(&store, &keys).await {
+        Ok(()) | Err(StoreError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    refuse_unfit(&store).await?;
     store::create_vault(&store, &keys).await?;
     Ok((store, keys))
+}
+
+/// A store that stops answering while it is tried out has proven nothing. The role starts: it must live through outages
+/// anyway, and a store that breaks its promises is found at another start.
+async fn refuse_unfit(store: &Store) -> anyhow::Result<()> {
+    match store.probe().await {
+        Ok(()) => Ok(()),
+        Err(unfit @ StoreError::Unfit { .. }) => Err(unfit.into()),
+        Err(error) => {
+            let why = one_line(&error.into());
+            tracing::warn!(why, "the store could not be tried out; it will be at the next start");
+            Ok(())
+        }
+    }
 }

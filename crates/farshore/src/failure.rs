@@ -60,7 +60,9 @@ fn opinion(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return of_code(error.exit_code());
     }
     match cause.downcast_ref::<StoreError>() {
-        Some(StoreError::Url { .. } | StoreError::WrongKey { .. }) => return Some(Exit::Usage),
+        Some(StoreError::Url { .. } | StoreError::WrongKey { .. } | StoreError::Unfit { .. }) => {
+            return Some(Exit::Usage);
+        }
         Some(StoreError::Damaged { .. } | StoreError::Missing { .. }) => return Some(Exit::Damage),
         _ => {}
     }
@@ -133,6 +135,8 @@ mod tests {
         assert_eq!(exit_of(&wrapped(anyhow::anyhow!("disk full"))), Exit::Failed);
         let wrong_key = store::StoreError::WrongKey { store: "a".into(), key: "b".into() };
         assert_eq!(exit_of(&wrapped(wrong_key.into())), Exit::Usage);
+        let unfit = store::StoreError::Unfit { store: "s3://b/p".into(), promise: store::BrokenPromise::CreateIgnored };
+        assert_eq!(exit_of(&wrapped(unfit.into())), Exit::Usage);
         let missing = store::StoreError::Missing { path: "p".into(), because: "q".into() };
         assert_eq!(exit_of(&wrapped(missing.into())), Exit::Damage);
     }

@@ -49,6 +49,7 @@ pub async fn init(dir: &Path) -> anyhow::Result<Made> {
     let file = dir.join("farshore.toml");
     let config = Config::parse(&file, &text).context("the template does not fit this directory")?;
     let store = Store::open(&config.store)?;
+    store.probe().await?;
 
     let key = VaultKey::generate();
     keyfile::write_new(&config.site.vault_key, &key)?;

@@ -2,6 +2,8 @@
 
 use format::FormatError;
 
+use crate::BrokenPromise;
+
 /// An operation on the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -13,11 +15,19 @@ pub enum StoreError {
         /// Why not, and what to do.
         why: String,
     },
+    /// The store does not keep a promise that no stream is safe without: use another store.
+    #[error("the store at {store} {promise}")]
+    Unfit {
+        /// The store's name, without secrets.
+        store: String,
+        /// What it did, what could follow, and what to do.
+        promise: BrokenPromise,
+    },
     /// The store did not answer, or answered with an error: try again later. For a create this proves nothing: it may
     /// still land, so only the same bytes may be tried again at that path.
     #[error("store did not {operation} {path}")]
     Unavailable {
-        /// `read`, `create`, `list`, `delete`.
+        /// `read`, `create`, `list`, `delete`, `sync`, `probe`.
         operation: &'static str,
         /// Object path.
         path: String,

@@ -6,6 +6,7 @@
 //! machine/<name>/stream/epoch/<n>                    who owns epoch n of the stream
 //! machine/<name>/stream/seg/<n>/<slot>               slot 0 = opening, 1… = segments
 //! machine/<name>/manifest/epoch/<n>, seg/<n>/<slot>  the manifest log, by the same rules
+//! probe/<random id>/<n>                              tried out when a role starts, deleted at once, never read again
 //! ```
 //! `<n>` and `<slot>` are 16 lower-case hex digits, so a LIST is in order; but no rule rests on LIST.
 
@@ -14,6 +15,7 @@ mod faults;
 mod local;
 mod log;
 mod objects;
+mod probe;
 mod url;
 mod vault;
 
@@ -24,4 +26,5 @@ pub use log::{
     Newest, Next, ReadMode,
 };
 pub use objects::{Created, Store};
+pub use probe::BrokenPromise;
 pub use vault::{create_vault, list_machines, open_vault};

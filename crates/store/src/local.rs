@@ -80,6 +80,12 @@ impl LocalRoot {
         }
         synced
     }
+
+    /// Removes a directory below the root if it is empty; whether it was is of no matter to anyone.
+    pub(crate) async fn remove_empty(&self, folder: &str) {
+        let dir = self.root.join(folder);
+        let _stays = tokio::task::spawn_blocking(move || std::fs::remove_dir(dir)).await;
+    }
 }
 
 fn sync_upwards(leaf: &Path, root: &Path) -> io::Result<()> {

@@ -43,6 +43,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     /// Set for `file://`: the directory whose entries must be synced before they count.
     local: Option<Arc<LocalRoot>>,
+    /// The URL it was opened by, for messages.
+    url: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Store {
@@ -60,11 +62,20 @@ impl Store {
 
     /// Wraps any object store: tests, faults.
     pub fn from_object_store(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, local: None }
+        Self { inner, local: None, url: None }
     }
 
     pub(crate) fn from_local(inner: Arc<dyn ObjectStore>, root: LocalRoot) -> Self {
-        Self { inner, local: Some(Arc::new(root)) }
+        Self { inner, local: Some(Arc::new(root)), url: None }
+    }
+
+    pub(crate) fn with_url(self, url: &str) -> Self {
+        Self { url: Some(url.into()), ..self }
+    }
+
+    /// As messages call it: the URL it was opened by, or the kind of store.
+    pub(crate) fn name(&self) -> String {
+        self.url.as_ref().map_or_else(|| self.inner.to_string(), |url| url.to_string())
     }
 
     /// The object store below.
@@ -230,6 +241,13 @@ impl Store {
         match &self.local {
             None => Ok(()),
             Some(root) => root.settle(path).await.map_err(|e| unavailable("sync", path, generic(e))),
+        }
+    }
+
+    /// Removes the folder of deleted objects. Object stores have no folders; on `file://` one that is not empty stays.
+    pub(crate) async fn forget_folder(&self, folder: &str) {
+        if let Some(root) = &self.local {
+            root.remove_empty(folder).await;
         }
     }
 

@@ -29,10 +29,12 @@ pub(crate) fn open(url: &str) -> Result<Store, StoreError> {
         return Err(refuse(format!("it has no scheme: {KINDS}")));
     };
     match scheme {
-        "file" => open_local(rest).map_err(refuse),
-        "az" | "s3" | "gs" => open_remote(scheme, rest).map_err(refuse),
-        _ => Err(refuse(format!("its scheme is not known: {KINDS}"))),
+        "file" => open_local(rest),
+        "az" | "s3" | "gs" => open_remote(scheme, rest),
+        _ => Err(format!("its scheme is not known: {KINDS}")),
     }
+    .map(|store| store.with_url(&without_secrets(url)))
+    .map_err(refuse)
 }
 
 /// The path is taken as it stands: nothing in it is percent-decoded.

@@ -213,7 +213,7 @@ impl RecoverError {
     pub(crate) fn store_kind(error: &StoreError) -> ErrorKind {
         match error {
             StoreError::Damaged { .. } | StoreError::Missing { .. } => ErrorKind::Damage,
-            StoreError::Url { .. } | StoreError::WrongKey { .. } => ErrorKind::Usage,
+            StoreError::Url { .. } | StoreError::WrongKey { .. } | StoreError::Unfit { .. } => ErrorKind::Usage,
             StoreError::Unavailable { .. } | StoreError::Unclear { .. } | StoreError::Fenced { .. } => {
                 ErrorKind::Failed
             }

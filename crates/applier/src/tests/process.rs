@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::load;
-use crate::recover::{History, LoadOptions, RecoverError, Validity, processed};
+use crate::recover::{History, LoadOptions, RecoverError, Validity, processed, verify};
 use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
 use crate::{Applier, ApplierConfig, ApplierError, ApplierRules, Clock, manifest, unprotect};
@@ -344,6 +344,9 @@ async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
         wait_for("the replica", async || applier.processed(&log.machine) == Some(log.last())).await;
         applier.stop().await;
     }
+    // What a role that died in its start may leave behind is in nobody's way, and nobody's to remove.
+    let leftover = vec![bytes::Bytes::from_static(b"farshore probe")];
+    store.create("probe/0123456789abcdef/race", leftover).await.expect("created");
     let before = store.list("machine/db-2").await.expect("listed");
     let purge = async |purge| unprotect(&store, keys.clone(), Some(data_dir.path()), &log.machine, purge).await;
     let kept = purge(false).await.expect("kept");
@@ -356,6 +359,10 @@ async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
     assert!(!data_dir.path().join("replica/db").exists());
     assert_replica(&other, data_dir.path(), other.last());
     assert!(matches!(purge(true).await, Err(ApplierError::Recover(RecoverError::UnknownMachine { .. }))));
+    assert_eq!(store::list_machines(&store).await.expect("listed"), [other.machine.clone()]);
+    let report = verify(&store, keys.clone(), &other.machine, None, None, None).await.expect("verified");
+    assert!(report.clean(), "{report:?}");
+    assert_eq!(store.list("probe").await.expect("listed").len(), 1);
 }
 
 /// A process server owns its epoch for a moment before it opens it. Whoever starts to read just then, with a manifest
