@@ -17,9 +17,6 @@ const HELD_STEPS: u64 = 60;
 /// How readily a request that had better be late arrives all the same.
 const DAWDLE: f64 = 0.1;
 
-/// How readily a life begins: lives should follow each other, with some overlap.
-const BIRTH: f64 = 0.04;
-
 pub struct Biased {
     rule: Option<Rule>,
     /// Until which step each party is held.
@@ -40,9 +37,26 @@ impl Biased {
             Some(Rule::LookAfterRead) => {
                 matches!(request, Request::Put { log: Log::Stream, at, .. } if at.slot > 0 && !continued(state, at.epoch))
             }
+            // An opening that comes when a later writer did not find it.
+            Some(Rule::LookAtTop) => {
+                matches!(request, Request::Put { log: Log::Stream, at, .. } if at.slot == 0 && !continued(state, at.epoch))
+            }
             Some(Rule::AckInOrder) => matches!(request, Request::Put { at, .. } if at.slot % 2 == 1),
             _ => false,
         }
+    }
+
+    /// How readily a life begins: lives should follow each other, with some overlap.
+    fn birth(&self) -> f64 {
+        match self.rule {
+            Some(Rule::LookAtTop | Rule::SecondLookUp) => 0.05,
+            _ => 0.02,
+        }
+    }
+
+    /// How readily a party is held where the race is.
+    fn hold(&self) -> f64 {
+        if self.rule == Some(Rule::SecondLookUp) { 0.4 } else { 0.2 }
     }
 
     /// Where the rule's race is.
@@ -52,7 +66,7 @@ impl Biased {
             Party::Writer(writer) => match rule {
                 Rule::NeverSkip | Rule::CompareDoubt => writer.creates_epoch(),
                 Rule::LookBeforeAck | Rule::AckInOrder => writer.appends(),
-                Rule::LookAfterRead | Rule::LookAtTop => writer.owns_unopened(),
+                Rule::LookAtTop => writer.owns_unopened(),
                 Rule::RecheckHole => writer.scans(),
                 _ => false,
             },
@@ -100,9 +114,9 @@ impl Schedule<State> for Biased {
                 Action::Arrive { flight, .. }
                     if self.dawdles(state, &state.world.flights[flight]) && !rng.chance(DAWDLE) => {}
                 Action::Step { party, .. } if self.held[party] > self.now => {}
-                Action::Step { party, .. } if state.parties[party].unborn() && !rng.chance(BIRTH) => {}
+                Action::Step { party, .. } if state.parties[party].unborn() && !rng.chance(self.birth()) => {}
                 Action::Step { party, .. } => {
-                    let held = if self.races(&state.parties[party]) { 0.4 } else { 0.01 };
+                    let held = if self.races(&state.parties[party]) { self.hold() } else { 0.01 };
                     if !rng.chance(held) {
                         return index;
                     }
