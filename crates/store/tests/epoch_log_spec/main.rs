@@ -98,22 +98,18 @@ const MISCHIEF: Bounds = Bounds { duplicates: 1, late_deletes: 1, ..SMALL };
 #[test]
 fn every_state_of_writers_and_a_reader_is_sound() {
     let cast = Cast { writers: 2, readers: 1, ..NOBODY };
-    let three = Cast { writers: 3, ..cast };
     let bounds = Bounds { slots: 3, window: 3, ..SMALL };
-    assert_all_sound(&[
-        Small { what: "two writers of 3 slots, a reader", cast, bounds, thousands: 178 },
-        Small { what: "three writers of 1 slot, a reader", cast: three, bounds: ONE_SLOT, thousands: 100_000 },
-    ]);
+    assert_all_sound(&[Small { what: "two writers of 3 slots, a reader", cast, bounds, thousands: 178 }]);
 }
 
 #[test]
 fn every_state_of_a_writer_a_folder_and_a_reader_is_sound() {
     let cast = Cast { writers: 1, folders: 1, readers: 1, ..NOBODY };
     let twice = Bounds { commits: 2, ..SMALL };
-    let mischief = Bounds { commits: 2, ..MISCHIEF };
+    let late = Bounds { late_deletes: 1, ..twice };
     assert_all_sound(&[
         Small { what: "a writer, a folder, a reader", cast, bounds: twice, thousands: 228 },
-        Small { what: "a writer, a folder, a reader; mischief", cast, bounds: mischief, thousands: 20_000 },
+        Small { what: "a writer, a folder, a reader; late deletes", cast, bounds: late, thousands: 772 },
     ]);
 }
 
@@ -121,12 +117,10 @@ fn every_state_of_a_writer_a_folder_and_a_reader_is_sound() {
 fn every_state_of_writers_and_folders_is_sound() {
     let cast = Cast { writers: 2, folders: 1, ..NOBODY };
     let two_folders = Cast { writers: 1, folders: 2, ..NOBODY };
-    let all = Cast { readers: 1, ..cast };
     assert_all_sound(&[
         Small { what: "two writers of 1 slot, a folder", cast, bounds: ONE_SLOT, thousands: 227 },
         Small { what: "two writers of 2 slots, a folder", cast, bounds: SMALL, thousands: 837 },
         Small { what: "a writer of 1 slot, two folders", cast: two_folders, bounds: ONE_SLOT, thousands: 905 },
-        Small { what: "two writers of 1 slot, a folder, a reader", cast: all, bounds: ONE_SLOT, thousands: 20_000 },
     ]);
 }
 
@@ -134,14 +128,12 @@ fn every_state_of_writers_and_folders_is_sound() {
 fn every_state_of_the_manifest_log_is_sound() {
     let cast = Cast { owners: 2, users: 1, ..NOBODY };
     let follower = Cast { owners: 2, followers: 1, ..NOBODY };
-    let three = Cast { owners: 3, ..follower };
     let late = Bounds { late_deletes: 1, ..SMALL };
     let twice = Bounds { duplicates: 1, ..SMALL };
     assert_all_sound(&[
         Small { what: "two owners, a user; late deletes", cast, bounds: late, thousands: 110 },
         Small { what: "two owners, a follower; duplicates", cast: follower, bounds: twice, thousands: 405 },
         Small { what: "two owners, a follower; mischief", cast: follower, bounds: MISCHIEF, thousands: 960 },
-        Small { what: "three owners, a follower", cast: three, bounds: SMALL, thousands: 100_000 },
     ]);
 }
 
