@@ -16,8 +16,8 @@ use model::LogHead;
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 use store::{
-    Base, EpochLog, FaultStore, Faults, LogEnd, LogEntry, LogPosition, LogReader, ManifestBase, Next, ReadMode, Store,
-    StoreError, create_vault, list_machines, open_vault,
+    Base, EpochLog, FaultStore, Faults, LogEnd, LogEntry, LogPosition, LogReader, LogRules, ManifestBase, Next,
+    ReadMode, Store, StoreError, create_vault, list_machines, open_vault,
 };
 
 fn memory() -> (Arc<InMemory>, Store) {
@@ -295,8 +295,7 @@ async fn what_the_manifest_folds_may_be_deleted_and_readers_are_sent_past_it() {
 }
 
 /// The newest manifest is sought in epoch 1; epochs 2 and 3 are opened under the search, each exactly when it hurts.
-#[tokio::test]
-async fn an_opening_deleted_under_the_look_does_not_hide_a_newer_manifest() {
+async fn newest_while_openings_are_deleted_under_the_look(rules: LogRules) -> LogPosition {
     let (inner, quick) = memory();
     let keys = keys();
     let direct = log(&quick, &keys, LogKind::Manifest);
@@ -316,8 +315,19 @@ async fn an_opening_deleted_under_the_look_does_not_hide_a_newer_manifest() {
     let hooks = [(direct.slot_path(at(1, 1)), take_over(2)), (direct.slot_path(at(2, 0)), take_over(3))];
     let hooked = HookStore { inner, hooks: Mutex::new(hooks.into()) };
     let slow = log(&Store::from_object_store(Arc::new(hooked)), &keys, LogKind::Manifest);
-    let newest = slow.read_newest().await.expect("read");
-    assert_eq!(newest.end.position, at(3, 0), "epochs 2 and 3 were opened before the reader concluded");
+    slow.read_newest_with(rules).await.expect("read").end.position
+}
+
+#[tokio::test]
+async fn an_opening_deleted_under_the_look_does_not_hide_a_newer_manifest() {
+    let newest = newest_while_openings_are_deleted_under_the_look(LogRules::ALL).await;
+    assert_eq!(newest, at(3, 0), "epochs 2 and 3 were opened before the reader concluded");
+}
+
+#[tokio::test]
+async fn without_the_second_look_upward_an_old_manifest_passes_for_the_newest() {
+    let rules = LogRules { second_look_up: false, ..LogRules::ALL };
+    assert_eq!(newest_while_openings_are_deleted_under_the_look(rules).await, at(1, 0));
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl EpochLog {
                     body: &nonce.0[..NONCE_BYTES],
                 },
             );
-            match self.store.create(&path, vec![object]).await {
+            match self.create(&path, vec![object], rules).await {
                 Ok(Created::Ours) => {
                     match self.kind {
                         LogKind::Stream => {
@@ -171,7 +171,7 @@ impl Attached {
         );
         let hash = format::object::ObjectHeader::hash(&object).expect("an object sealed here has a whole header");
         let path = log.slot_path(position);
-        if log.store.create(&path, vec![object]).await? == Created::Other {
+        if log.create(&path, vec![object], rules).await? == Created::Other {
             return Err(StoreError::Fenced { epoch, path });
         }
         log.store.settle(&path).await?;

@@ -28,7 +28,7 @@ use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectKind, Place};
 use model::{LogHead, MachineName};
 
 use crate::vault::log_prefix;
-use crate::{Store, StoreError};
+use crate::{Created, Store, StoreError};
 
 pub use attach::Attached;
 pub use newest::{ManifestBase, Newest};
@@ -118,6 +118,14 @@ impl EpochLog {
         self.epoch_exists(1).await
     }
 
+    /// Rule 7, for every object of a log.
+    async fn create(&self, path: &str, parts: Vec<Bytes>, rules: LogRules) -> Result<Created, StoreError> {
+        match self.store.create(path, parts).await {
+            Ok(Created::Other) | Err(StoreError::Unclear { .. }) if !rules.compares_doubt => Ok(Created::Ours),
+            result => result,
+        }
+    }
+
     fn place(&self, position: LogPosition) -> Place {
         let LogPosition { epoch, slot } = position;
         Place { machine: Some(self.machine.clone()), log: Some(self.kind), epoch, slot }
@@ -167,6 +175,8 @@ impl LogEntry {
 pub struct LogRules {
     /// Rule 1: an epoch number is never skipped after an unclear create.
     pub never_skip: bool,
+    /// Rule 3: slots are acknowledged in order.
+    pub acks_in_order: bool,
     /// Rule 3: a writer looks before it acknowledges, and after its opening.
     pub writer_looks: bool,
     /// Rule 4: what a reader read counts once a look finds no higher epoch.
@@ -177,16 +187,23 @@ pub struct LogRules {
     pub recheck_hole: bool,
     /// Rule 5: in a manifest log, a hole is the end only if no higher epoch is opened.
     pub recheck_manifest_hole: bool,
+    /// Rule 5: the openings above were read; one more look shows that none was replaced by a higher one meanwhile.
+    pub second_look_up: bool,
+    /// Rule 7: what lies there after anything but clean success is compared, not trusted to be ours.
+    pub compares_doubt: bool,
 }
 
 impl LogRules {
     /// Every rule.
     pub const ALL: LogRules = LogRules {
         never_skip: true,
+        acks_in_order: true,
         writer_looks: true,
         reader_looks: true,
         reader_looks_at_top: true,
         recheck_hole: true,
         recheck_manifest_hole: true,
+        second_look_up: true,
+        compares_doubt: true,
     };
 }

@@ -40,7 +40,7 @@ impl EpochLog {
                 newest.entries.push(opening);
             }
             newest.end = self.scan(newest.end, Extent::Whole, |entry| newest.entries.push(entry)).await?;
-            if !rules.recheck_manifest_hole || !self.opened_above(newest.end.position.epoch, top).await? {
+            if !self.opened_above(newest.end.position.epoch, top, rules).await? {
                 return Ok(newest);
             }
         }
@@ -63,19 +63,25 @@ impl EpochLog {
     /// Read upwards, a deleted one leads to the higher one that replaced it; and the look at the end proves that none
     /// was replaced by an epoch above those that were read. Read downwards, or without that look, an opened epoch can slip
     /// through between two reads, and an old manifest passes for the newest.
-    async fn opened_above(&self, epoch: u64, hint: u64) -> Result<bool, StoreError> {
-        let (mut top, mut next) = (self.highest_epoch(hint.max(epoch)).await?, epoch.saturating_add(1));
+    async fn opened_above(&self, epoch: u64, hint: u64, rules: LogRules) -> Result<bool, StoreError> {
+        let (mut top, mut next) = (hint.max(epoch), epoch.saturating_add(1));
+        if !rules.recheck_manifest_hole {
+            return Ok(false);
+        }
         for _ in 0..RESTARTS_MAX {
+            top = self.highest_epoch(top).await?;
+            if next > top {
+                return Ok(false);
+            }
             for above in next..=top {
                 if self.read_opening(above).await?.is_some() {
                     return Ok(true);
                 }
             }
-            let highest = self.highest_epoch(top).await?;
-            if highest == top {
+            if !rules.second_look_up {
                 return Ok(false);
             }
-            (next, top) = (top.saturating_add(1), highest);
+            next = top.saturating_add(1);
         }
         Err(self.restless())
     }
@@ -114,7 +120,7 @@ impl ManifestBase {
         let manifest_end = self.log.scan(at.manifest_end, Extent::Whole, |entry| entries.push(entry)).await?;
         let folded = self.fold(at.folded, &entries)?;
         let epoch = manifest_end.position.epoch;
-        if self.rules.recheck_manifest_hole && self.log.opened_above(epoch, epoch).await? {
+        if self.log.opened_above(epoch, epoch, self.rules).await? {
             return Ok(None);
         }
         Ok(Some(FoldedAt { manifest_end, folded }))

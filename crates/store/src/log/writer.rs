@@ -33,7 +33,10 @@ struct PutSlots {
 }
 
 impl PutSlots {
-    fn insert(&mut self, slot: u64) {
+    fn insert(&mut self, slot: u64, rules: LogRules) {
+        if !rules.acks_in_order {
+            self.through = self.through.max(slot);
+        }
         if slot > self.through {
             self.beyond.insert(slot);
         }
@@ -72,9 +75,9 @@ impl LogWriter {
         let position = LogPosition { epoch: self.epoch, slot };
         let path = self.log.slot_path(position);
         self.check_parts(position, &parts).map_err(|source| self.log.damaged(position, source))?;
-        match self.log.store.create(&path, parts).await? {
+        match self.log.create(&path, parts, self.rules).await? {
             Created::Ours => {
-                self.put.lock().unwrap_or_else(PoisonError::into_inner).insert(slot);
+                self.put.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, self.rules);
                 Ok(())
             }
             Created::Other => Err(self.fence(path)),

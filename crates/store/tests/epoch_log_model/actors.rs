@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use format::manifest::{Manifest, ManifestCommit, Promoted};
 use format::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, open_small, seal_small};
@@ -10,23 +11,43 @@ use format::segment::{Commit, FrameSealer, SealedSegment, assemble};
 use futures::stream::{FuturesUnordered, StreamExt};
 use model::{LogHead, MachineName, Mark, MarkKind, Position, Record, RecordBody, Seq, Timestamp};
 use store::{
-    EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogWriter, ManifestBase, Next, ReadMode, StoreError,
+    Base, EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogWriter, ManifestBase, Next, ReadMode,
+    StoreError,
 };
 
-use crate::sim::{Removed, World};
+use crate::sim::{Role, World};
 
 pub fn machine() -> MachineName {
     "m1".parse().expect("a name")
 }
 
-pub fn manifest_log(world: &World) -> EpochLog {
+pub fn manifest_log(world: &World, role: Role) -> EpochLog {
     let base = Arc::new(Genesis);
-    EpochLog { store: world.store(), keys: world.keys.clone(), machine: machine(), kind: LogKind::Manifest, base }
+    EpochLog { store: world.store(role), keys: world.keys.clone(), machine: machine(), kind: LogKind::Manifest, base }
 }
 
-pub fn stream_log(world: &World) -> EpochLog {
-    let base = Arc::new(ManifestBase::with_rules(manifest_log(world), world.manifest_rules()));
-    EpochLog { store: world.store(), keys: world.keys.clone(), machine: machine(), kind: LogKind::Stream, base }
+/// The base as every party has it, and what it must be: at least as new as what was acknowledged before it was asked.
+struct Watched {
+    world: World,
+    base: ManifestBase,
+}
+
+#[async_trait]
+impl Base for Watched {
+    async fn newest(&self) -> Result<LogEnd, StoreError> {
+        let acknowledged = self.world.with(|r| r.manifests.iter().map(|end| end.position).max().unwrap_or_default());
+        let newest = self.base.newest().await?;
+        if newest.position < acknowledged {
+            self.world.fail("stale: an old manifest passed for the newest".to_owned());
+        }
+        Ok(newest)
+    }
+}
+
+pub fn stream_log(world: &World, role: Role) -> EpochLog {
+    let base = ManifestBase::with_rules(manifest_log(world, role), world.manifest_rules());
+    let base = Arc::new(Watched { world: world.clone(), base });
+    EpochLog { store: world.store(role), keys: world.keys.clone(), machine: machine(), kind: LogKind::Stream, base }
 }
 
 /// An actor's end is its own affair, unless it says that the log is broken.
@@ -67,18 +88,18 @@ pub async fn writer(world: World) {
     report(&world, "writer", result);
 }
 
-/// Puts one slot until it is known to be there.
-async fn put(writer: &LogWriter, slot: u64, parts: Vec<Bytes>) -> (u64, Result<(), StoreError>) {
+/// Puts one slot until it is known to be there, or the writer is fenced.
+async fn put(writer: &LogWriter, slot: u64, parts: Vec<Bytes>) -> Result<(), StoreError> {
     loop {
         match writer.put(slot, parts.clone()).await {
             Err(StoreError::Unclear { .. } | StoreError::Unavailable { .. }) => {}
-            other => return (slot, other),
+            other => return other,
         }
     }
 }
 
 async fn write(world: &World) -> Result<(), StoreError> {
-    let writer = stream_log(world).attach_with(world.stream_rules()).await?.open(Vec::new()).await?;
+    let writer = stream_log(world, Role::Writer).attach_with(world.stream_rules()).await?.open(Vec::new()).await?;
     let mut end = writer.opening_end();
     let (mut flying, mut acked) = (FuturesUnordered::new(), 0);
     loop {
@@ -88,15 +109,9 @@ async fn write(world: &World) -> Result<(), StoreError> {
             end = LogEnd { position, hash: sealed.hash, head: sealed.header.head };
             flying.push(put(&writer, position.slot, sealed.parts));
         }
-        let (slot, landed) = flying.next().await.expect("something is in flight");
-        landed?;
+        flying.next().await.expect("something is in flight")?;
         if world.chance(0.03) {
             world.pause(100, 600).await;
-        }
-        if world.removed == Removed::AckInOrder {
-            writer.look().await?;
-            world.with(|r| r.acked.push(LogPosition { epoch: writer.epoch(), slot }));
-            continue;
         }
         let through = writer.acknowledge().await?;
         let newly = (acked + 1..=through).map(|slot| LogPosition { epoch: writer.epoch(), slot });
@@ -114,8 +129,8 @@ struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    fn new(world: &'a World, from: LogEnd, mode: ReadMode) -> Self {
-        let log = stream_log(world);
+    fn new(world: &'a World, role: Role, from: LogEnd, mode: ReadMode) -> Self {
+        let log = stream_log(world, role);
         let reader = LogReader::with_rules(log.clone(), from, mode, world.stream_rules());
         Self { world, log, mode, reader }
     }
@@ -145,7 +160,7 @@ impl<'a> Follower<'a> {
 
 pub async fn reader(world: World, number: usize) {
     let mode = if number == 0 { ReadMode::Table } else { ReadMode::Whole };
-    let mut follower = Follower::new(&world, LogEnd::default(), mode);
+    let mut follower = Follower::new(&world, Role::Reader, LogEnd::default(), mode);
     loop {
         if let Err(error) = follower.next().await {
             return report(&world, "reader", Err(error));
@@ -184,7 +199,7 @@ fn last_of(world: &World, entries: &[LogEntry]) -> Option<Promoted> {
 }
 
 async fn apply(world: &World) -> Result<(), StoreError> {
-    let log = manifest_log(world);
+    let log = manifest_log(world, Role::Applier);
     let attached = log.attach_with(world.manifest_rules()).await?;
     let last = last_of(world, attached.newest_entries());
     let state = Manifest { segments: last.iter().cloned().collect(), ..Manifest::default() };
@@ -196,7 +211,7 @@ async fn apply(world: &World) -> Result<(), StoreError> {
     let writer = attached.open(state.encode()).await?;
     delete(world, "manifest", LogPosition { epoch: writer.epoch() - 1, slot: u64::MAX }).await?;
     let mut end = writer.opening_end();
-    let mut follower = Follower::new(world, from, ReadMode::Table);
+    let mut follower = Follower::new(world, Role::Applier, from, ReadMode::Table);
     loop {
         let entry = follower.next().await?;
         if entry.position.slot == 0 || !world.chance(0.35) {
@@ -205,7 +220,7 @@ async fn apply(world: &World) -> Result<(), StoreError> {
         let position = end.position.next_slot();
         let object = commit(world, &log, position, end.hash, &entry);
         let hash = format::object::ObjectHeader::hash(&object).expect("a header");
-        put(&writer, position.slot, vec![object]).await.1?;
+        put(&writer, position.slot, vec![object]).await?;
         writer.look().await?;
         end = LogEnd { position, hash, head: LogHead::default() };
         world.with(|r| r.manifests.push(entry.end()));
@@ -231,13 +246,16 @@ fn commit(world: &World, log: &EpochLog, position: LogPosition, prev_hash: Objec
 
 /// Rule 6's second half: deletes most of what lies at or before `through`.
 async fn delete(world: &World, log: &str, through: LogPosition) -> Result<(), StoreError> {
-    let store = world.store();
+    let store = world.store(Role::Applier);
     let doomed: Vec<String> = world.with(|r| {
         let LogPosition { epoch, slot } = through;
         let last = format!("machine/{}/{log}/seg/{epoch:016x}/{slot:016x}", machine());
         let first = format!("machine/{}/{log}/seg/", machine());
         r.archive.range(first..=last).map(|(path, _)| path.clone()).collect()
     });
+    if world.chance(0.1) {
+        world.pause(50, 400).await;
+    }
     for path in doomed {
         let exists = object_store::ObjectStoreExt::head(&*world.inner, &path.as_str().into()).await.is_ok();
         if exists && world.chance(0.9) {
@@ -250,7 +268,7 @@ async fn delete(world: &World, log: &str, through: LogPosition) -> Result<(), St
 /// One last writer opens an epoch; its opening defines the accepted log. Returns that epoch.
 pub async fn seal(world: &World) -> Result<u64, String> {
     for _ in 0..20 {
-        let attached = stream_log(world).attach_with(world.stream_rules()).await;
+        let attached = stream_log(world, Role::Writer).attach_with(world.stream_rules()).await;
         let opened = match attached {
             Ok(attached) => attached.open(Vec::new()).await,
             Err(error) => Err(error),

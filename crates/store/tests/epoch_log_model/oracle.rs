@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use format::manifest::{Manifest, ManifestCommit};
 use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectKind, Opening, Place, open_small};
 use object_store::ObjectStoreExt;
 use store::LogPosition;
@@ -11,7 +12,43 @@ use crate::actors::machine;
 use crate::sim::World;
 
 fn path(position: LogPosition) -> String {
-    format!("machine/{}/stream/seg/{:016x}/{:016x}", machine(), position.epoch, position.slot)
+    path_in("stream", position)
+}
+
+fn path_in(log: &str, position: LogPosition) -> String {
+    format!("machine/{}/{log}/seg/{:016x}/{:016x}", machine(), position.epoch, position.slot)
+}
+
+/// The stream position that the newest manifest folds, as it lies in the store now that nothing moves.
+async fn newest_folded(world: &World) -> Result<LogPosition, String> {
+    let mut objects = BTreeMap::new();
+    let highest = world.with(|r| {
+        let last = r.archive.keys().rfind(|path| path.contains("/manifest/epoch/"))?;
+        u64::from_str_radix(last.rsplit('/').next()?, 16).ok()
+    });
+    for epoch in 1..=highest.unwrap_or_default() {
+        for slot in 0.. {
+            let position = LogPosition { epoch, slot };
+            let Ok(found) = world.inner.get(&path_in("manifest", position).as_str().into()).await else { break };
+            objects.insert(position, found.bytes().await.map_err(|e| e.to_string())?);
+        }
+    }
+    let newest = objects.keys().next_back().map_or(0, |last| last.epoch);
+    let mut folded = LogPosition::default();
+    for (position, object) in objects.into_iter().filter(|(position, _)| position.epoch == newest) {
+        let LogPosition { epoch, slot } = position;
+        let place = Place { machine: Some(machine()), log: Some(LogKind::Manifest), epoch, slot };
+        let kind = if slot == 0 { ObjectKind::Opening } else { ObjectKind::Manifest };
+        let (_, body) = open_small(&world.keys, kind, &place, &object).map_err(|e| e.to_string())?;
+        let segments = match slot {
+            0 => Manifest::decode(&Opening::decode(&body).map_err(|e| e.to_string())?.state).map(|m| m.segments),
+            _ => ManifestCommit::decode(&body).map(|commit| commit.segments),
+        };
+        if let Some(last) = segments.map_err(|e| e.to_string())?.last() {
+            folded = LogPosition { epoch: last.epoch, slot: last.slot };
+        }
+    }
+    Ok(folded)
 }
 
 /// Position → (last seq, hash) of every accepted segment.
@@ -70,7 +107,10 @@ async fn compare(world: &World, top: u64) -> Result<(), String> {
         }
         Ok(())
     })?;
-    let folded = world.with(|r| r.manifests.iter().map(|end| end.position).max().unwrap_or_default());
+    let folded = newest_folded(world).await?;
+    if world.with(|r| r.manifests.iter().any(|end| end.position > folded)) {
+        return Err("manifest lost: an acknowledged manifest is not in the accepted manifest log".to_owned());
+    }
     for position in accepted.keys().filter(|position| **position > folded) {
         if world.inner.head(&path(*position).as_str().into()).await.is_err() {
             return Err("deleted: a segment that no acknowledged manifest folds is gone".to_owned());

@@ -18,6 +18,7 @@ use object_store::{
 use store::{LogEnd, LogPosition, LogRules, SplitMix64, Store};
 use tokio::task::JoinHandle;
 
+use crate::bias::{Bias, Rates};
 use crate::{actors, oracle};
 
 /// Which rule this run does without.
@@ -25,21 +26,38 @@ use crate::{actors, oracle};
 pub enum Removed {
     Nothing,
     NeverSkip,
+    ComparesDoubt,
     WriterLooks,
-    AckInOrder,
+    AcksInOrder,
     ReaderLooks,
     ReaderLooksAtTop,
     RecheckHole,
     RecheckManifestHole,
+    SecondLookUp,
     ManifestLooks,
 }
 
-/// What happens more often than usual.
+impl Removed {
+    pub const RULES: [Removed; 10] = [
+        Removed::NeverSkip,
+        Removed::ComparesDoubt,
+        Removed::WriterLooks,
+        Removed::AcksInOrder,
+        Removed::ReaderLooks,
+        Removed::ReaderLooksAtTop,
+        Removed::RecheckHole,
+        Removed::RecheckManifestHole,
+        Removed::SecondLookUp,
+        Removed::ManifestLooks,
+    ];
+}
+
+/// Who sends a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bias {
-    Even,
-    StalledReads,
-    LatePuts,
+pub enum Role {
+    Writer,
+    Reader,
+    Applier,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -117,15 +135,21 @@ impl World {
         tokio::time::sleep(time).await;
     }
 
-    pub fn store(&self) -> Store {
-        Store::from_object_store(Arc::new(SimStore(self.clone())))
+    pub fn store(&self, role: Role) -> Store {
+        Store::from_object_store(Arc::new(SimStore { world: self.clone(), role }))
+    }
+
+    fn rates(&self) -> Rates {
+        self.bias.rates()
     }
 
     pub fn stream_rules(&self) -> LogRules {
         let mut rules = LogRules::ALL;
         match self.removed {
             Removed::NeverSkip => rules.never_skip = false,
+            Removed::ComparesDoubt => rules.compares_doubt = false,
             Removed::WriterLooks => rules.writer_looks = false,
+            Removed::AcksInOrder => rules.acks_in_order = false,
             Removed::ReaderLooks => rules.reader_looks = false,
             Removed::ReaderLooksAtTop => rules.reader_looks_at_top = false,
             Removed::RecheckHole => rules.recheck_hole = false,
@@ -137,7 +161,10 @@ impl World {
     pub fn manifest_rules(&self) -> LogRules {
         let mut rules = LogRules::ALL;
         match self.removed {
+            Removed::NeverSkip => rules.never_skip = false,
+            Removed::ComparesDoubt => rules.compares_doubt = false,
             Removed::RecheckManifestHole => rules.recheck_manifest_hole = false,
+            Removed::SecondLookUp => rules.second_look_up = false,
             Removed::ManifestLooks => rules.writer_looks = false,
             _ => {}
         }
@@ -167,8 +194,12 @@ impl World {
     }
 }
 
+/// The store as one party reaches it.
 #[derive(Clone)]
-struct SimStore(World);
+struct SimStore {
+    world: World,
+    role: Role,
+}
 
 impl fmt::Display for SimStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,30 +218,22 @@ const PUT_TIMEOUT: Duration = Duration::from_millis(60);
 
 impl SimStore {
     /// One way of a request: mostly quick, now and then so slow that the world has changed meanwhile.
-    async fn travel(&self) {
-        let time = self.0.with(|r| {
-            let stall = if self.0.bias == Bias::StalledReads { 0.05 } else { 0.015 };
-            match r.quiet {
-                true => millis(0),
-                false if r.rng.chance(stall) => r.rng.duration(millis(40), millis(500)),
-                false => r.rng.duration(millis(0), millis(5)),
-            }
+    async fn travel(&self, stall: f64) {
+        let time = self.world.with(|r| match r.quiet {
+            true => millis(0),
+            false if r.rng.chance(stall) => r.rng.duration(millis(40), millis(500)),
+            false => r.rng.duration(millis(0), millis(5)),
         });
         tokio::time::sleep(time).await;
     }
 
     /// When a PUT lands, and when its duplicate does.
-    fn put_fate(&self, epoch_object: bool) -> (Duration, Option<Duration>) {
-        self.0.with(|r| {
+    fn put_fate(&self, path: &str) -> (Duration, Option<Duration>) {
+        self.world.with(|r| {
             if r.quiet {
                 return (millis(0), None);
             }
-            let late = match (self.0.bias, epoch_object) {
-                (Bias::LatePuts, true) => 0.7,
-                (Bias::LatePuts, false) => 0.3,
-                _ => 0.12,
-            };
-            let is_late = r.rng.chance(late);
+            let is_late = r.rng.chance(self.world.bias.late(path));
             r.stats.late += u64::from(is_late);
             let at =
                 if is_late { r.rng.duration(millis(30), millis(1200)) } else { r.rng.duration(millis(0), millis(8)) };
@@ -221,9 +244,9 @@ impl SimStore {
 
     async fn land(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let bytes: Bytes = payload.clone().into();
-        let result = self.0.inner.put_opts(location, payload, opts).await;
+        let result = self.world.inner.put_opts(location, payload, opts).await;
         if result.is_ok() {
-            self.0.land(location.as_ref(), Some(&bytes));
+            self.world.land(location.as_ref(), Some(&bytes));
         }
         result
     }
@@ -232,7 +255,7 @@ impl SimStore {
 #[async_trait]
 impl ObjectStore for SimStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        let (at, again) = self.put_fate(location.as_ref().contains("/epoch/"));
+        let (at, again) = self.put_fate(location.as_ref());
         let (this, location, first) = (self.clone(), location.clone(), (payload.clone(), opts.clone()));
         // The request has left: it lands even if whoever sent it dies.
         let landed = tokio::spawn({
@@ -249,7 +272,7 @@ impl ObjectStore for SimStore {
             });
         }
         let answer = tokio::time::timeout(PUT_TIMEOUT, landed).await;
-        self.travel().await;
+        self.travel(self.world.rates().stall).await;
         match answer {
             Ok(joined) => joined.expect("landing does not panic"),
             Err(_) => Err(Error::Generic { store: "sim", source: "timed out".into() }),
@@ -257,9 +280,10 @@ impl ObjectStore for SimStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.travel().await;
-        let got = self.0.inner.get_opts(location, options).await;
-        self.travel().await;
+        let stall = self.world.bias.stalled_read(self.role, location.as_ref());
+        self.travel(stall).await;
+        let got = self.world.inner.get_opts(location, options).await;
+        self.travel(stall).await;
         got
     }
 
@@ -269,16 +293,16 @@ impl ObjectStore for SimStore {
             let this = this.clone();
             async move {
                 let location = location?;
-                let late = this.0.chance(0.2);
+                let late = this.world.chance(0.2);
                 let gone = tokio::spawn({
                     let (this, location) = (this.clone(), location.clone());
                     async move {
                         match late {
-                            true => this.0.pause(50, 800).await,
-                            false => this.travel().await,
+                            true => this.world.pause(50, 800).await,
+                            false => this.travel(this.world.rates().stall).await,
                         }
-                        let result = this.0.inner.delete(&location).await;
-                        this.0.land(location.as_ref(), None);
+                        let result = this.world.inner.delete(&location).await;
+                        this.world.land(location.as_ref(), None);
                         result
                     }
                 });
@@ -348,20 +372,21 @@ pub fn run(seed: u64, window: usize, bias: Bias, removed: Removed) -> Outcome {
 }
 
 async fn live(world: &World) -> std::result::Result<(), String> {
-    let mut readers: Vec<JoinHandle<()>> = (0..2).map(|i| tokio::spawn(actors::reader(world.clone(), i))).collect();
+    let rates = world.rates();
+    let mut readers: Vec<JoinHandle<()>> = (0..3).map(|i| tokio::spawn(actors::reader(world.clone(), i))).collect();
     let (mut writers, mut appliers) = (Vec::<JoinHandle<()>>::new(), Vec::<JoinHandle<()>>::new());
     for _ in 0..FATE_STEPS {
         world.pause(5, 15).await;
         writers.retain(|w| !w.is_finished());
         appliers.retain(|a| !a.is_finished());
-        if writers.is_empty() || (writers.len() < 4 && world.chance(0.015)) {
+        if writers.is_empty() || (writers.len() < 4 && world.chance(rates.writer_births)) {
             writers.push(tokio::spawn(actors::writer(world.clone())));
         }
-        if appliers.is_empty() || (appliers.len() < 3 && world.chance(0.007)) {
+        if appliers.is_empty() || (appliers.len() < 4 && world.chance(rates.applier_births)) {
             appliers.push(tokio::spawn(actors::applier(world.clone())));
         }
         for lives in [&mut writers, &mut appliers] {
-            if !lives.is_empty() && world.chance(0.003) {
+            if !lives.is_empty() && world.chance(rates.kills) {
                 let victim = world.with(|r| r.rng.below(lives.len() as u64)) as usize;
                 lives.swap_remove(victim).abort();
                 world.with(|r| r.stats.killed += 1);
