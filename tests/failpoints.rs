@@ -18,8 +18,8 @@ use crate::harness::site::difference;
 use crate::harness::tools::run;
 use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 
-/// Disks of the machine, with their sizes; the first is written in full once.
-const DISKS: [(&str, u64); 2] = [("root", 64 << 20), ("data", 16 << 20)];
+/// Disks of the machine, with their sizes; the first is full of data from the start.
+const DISKS: [(&str, u64); 2] = [("root", 48 << 20), ("data", 16 << 20)];
 
 /// How a step is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,11 +150,10 @@ impl Table {
         };
         let site = Site::new(options);
         assert_armed(&site);
+        std::fs::write(site.source("db", "root"), vec![0x6b; DISKS[0].1 as usize]).expect("source is filled");
         let server = site.start(&["process-server"]);
         let applier = with_applier.then(|| site.start(&["applier"]));
         let agent = site.start_agent("db");
-        let fill = format!("write -P 0x6b 0 {}", DISKS[0].1);
-        run("qemu-io", &["-f", "raw", "-c", &fill, "-c", "flush", &site.nbd_uri("db", "root")]);
         site.wait_stored("db");
         eventually("the filled regions are cleared", || match numbers(&site).active {
             0..=2 => Ok(()),
