@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use probe::Rule;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::shared::Shared;
@@ -100,7 +101,7 @@ pub(crate) async fn clear(shared: &Shared) {
             let core = shared.core();
             core.disks[disk].regions.wants_flush(core.stored_position().seq)
         };
-        if wanted {
+        if wanted && shared.rules.hold(Rule::FlushBeforeClear) {
             // A failure was handled where it was seen: the regions concerned stay, and a client is owed the error.
             let _ = flush_source(shared, disk).await;
         }

@@ -12,7 +12,6 @@ use probe::Rules;
 use tokio::sync::Notify;
 
 use crate::agent::AgentParts;
-use crate::announced::Announced;
 use crate::config::AgentConfig;
 use crate::core::Core;
 use crate::flush::FlushGroup;

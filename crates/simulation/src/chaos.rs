@@ -169,6 +169,9 @@ impl Scene {
             let power = scene.rng.below(2) == 0;
             let rng = &mut scene.rng;
             scene.machines[machine].die(&mut scene.world, power, rng);
+            if scene.rng.below(2) == 0 {
+                scene.known[machine].snapshot = Some(scene.machines[machine].snapshot());
+            }
             scene.start_machine(machine);
         });
         true

@@ -218,6 +218,8 @@ pub struct Machine {
     flush_faults: Vec<(usize, u64)>,
     /// It is a copy of the machine, beside it.
     twin: bool,
+    /// Its disks were set back since it last ran: whatever the next life calls itself, nothing goes on.
+    reverted: bool,
     side_era: Option<usize>,
     rules: Rules,
     seed: u64,
@@ -250,6 +252,7 @@ impl Machine {
             life: Arc::default(),
             flushed: Arc::new(Mutex::new(vec![0; shape.disk_bytes.len()])),
             twin: false,
+            reverted: false,
             side_era: None,
             flush_faults: Vec::new(),
             index,
@@ -282,6 +285,7 @@ impl Machine {
             life: Arc::default(),
             flushed: Arc::new(Mutex::new(vec![0; self.media.len()])),
             twin: true,
+            reverted: false,
             side_era: None,
             flush_faults: Vec::new(),
             index: self.index,
@@ -301,6 +305,7 @@ impl Machine {
 
     /// Sets disks and state files back. The host must be off.
     pub fn revert(&mut self, snapshot: &Snapshot) {
+        self.reverted = true;
         self.media = snapshot.media();
         self.files.restore(&snapshot.files);
     }
@@ -349,6 +354,7 @@ impl Machine {
             .collect();
         let (life, history, disks, side_era) =
             (self.life.clone(), self.history.clone(), self.media.len(), self.side_era);
+        let reverted = std::mem::take(&mut self.reverted);
         world.spawn(self.host, async move {
             let agent = match Agent::start_with(config, parts).await {
                 Ok(agent) => agent,
@@ -360,6 +366,7 @@ impl Machine {
             let incarnation = agent.status().incarnation_id;
             match side_era {
                 Some(era) => lock(&history).incarnation(incarnation, era),
+                None if reverted => {}
                 None => lock(&history).started_as(incarnation),
             }
             let exports: Vec<_> =
