@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::{Extent, Incarnation};
+use model::{Extent, Incarnation, Position, Seq};
 
 use crate::stamp::{Found, MACHINES_MAX, SECTOR, Stamp};
 
@@ -59,10 +59,10 @@ pub struct History {
     ops: Vec<Op>,
     order: u64,
     eras: Vec<Era>,
-    /// The era that goes on, and the one before it.
+    /// The era that goes on.
     current: Option<usize>,
-    previous: Option<usize>,
-    incarnations: BTreeMap<Incarnation, usize>,
+    /// From which number on an incarnation belongs to which era.
+    incarnations: BTreeMap<Incarnation, Vec<(Seq, usize)>>,
     /// Bytes acknowledged.
     pub acknowledged_ops: u64,
 }
@@ -102,7 +102,7 @@ impl History {
             self.eras[current].end_op = Some(first_op);
         }
         self.eras.push(Era { base: Arc::new(base), first_op, end_op: None, shaken: BTreeSet::new() });
-        self.previous = self.current.replace(self.eras.len() - 1);
+        self.current = Some(self.eras.len() - 1);
         tracing::info!(machine = self.machine, era = self.eras.len() - 1, first_op, "era begins");
         self.eras.len() - 1
     }
@@ -119,24 +119,18 @@ impl History {
         self.current.expect("the agent has started")
     }
 
-    /// An incarnation belongs to an era. The first answer counts.
-    pub fn incarnation(&mut self, incarnation: Incarnation, era: usize) {
-        self.incarnations.entry(incarnation).or_insert(era);
+    /// An incarnation numbers records of an era from this number on. What an earlier life had numbered from there on under
+    /// the same name never reached the log, or the log would not have taken this one.
+    pub fn incarnation(&mut self, incarnation: Incarnation, from: Seq, era: usize) {
+        let parts = self.incarnations.entry(incarnation).or_default();
+        parts.retain(|(first, _)| *first < from);
+        parts.push((from, era));
     }
 
-    /// The present life says which incarnation it is. If that is the one before, the stop was clean: nothing can have been
-    /// lost, and its era goes on.
-    pub fn started_as(&mut self, incarnation: Incarnation) {
-        let current = self.era_now();
-        let before = self.previous.filter(|before| self.era_of(incarnation) == Some(*before));
-        match before.filter(|_| self.eras[current].first_op == self.ops.len()) {
-            Some(before) => {
-                self.eras[before].end_op = None;
-                self.current = Some(before);
-                tracing::info!(machine = self.machine, era = before, "the stop was clean: its era goes on");
-            }
-            None => self.incarnation(incarnation, current),
-        }
+    /// The era that a position belongs to.
+    pub fn era_of(&self, position: Position) -> Option<usize> {
+        let parts = self.incarnations.get(&position.incarnation)?;
+        parts.iter().rev().find(|(from, _)| *from <= position.seq).map(|(_, era)| *era)
     }
 
     /// An operation is issued. Returns its number, from 1.
@@ -179,11 +173,6 @@ impl History {
     /// Whether nothing was done yet.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
-    }
-
-    /// The era of an incarnation.
-    pub fn era_of(&self, incarnation: Incarnation) -> Option<usize> {
-        self.incarnations.get(&incarnation).copied()
     }
 
     fn before(&self, a: usize, b: usize) -> bool {

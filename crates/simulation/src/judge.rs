@@ -155,7 +155,7 @@ pub fn judge(machine: &Machine, answers: &Answers) -> Result<usize, Violation> {
     let history = crate::machine::lock(&machine.history);
     for opened in &answers.opened {
         let position = opened.at.position;
-        let Some(era) = history.era_of(position.incarnation) else {
+        let Some(era) = history.era_of(position) else {
             let text = format!("machine {} position {position} is of an incarnation that nobody was", machine.name);
             return Err(Violation::new("prefix", text));
         };
@@ -176,7 +176,7 @@ pub fn judge_group(members: &[(&Machine, &Opened)]) -> Result<(), Violation> {
     let mut judged = Vec::new();
     for (machine, opened) in members {
         let history = crate::machine::lock(&machine.history);
-        let Some(era) = history.era_of(opened.at.position.incarnation) else { return Ok(()) };
+        let Some(era) = history.era_of(opened.at.position) else { return Ok(()) };
         let taken = history.judge(era, &opened.images).map_err(|why| Violation::new("prefix", why))?;
         judged.push(taken);
     }

@@ -11,7 +11,7 @@ use agent::{Agent, AgentConfig, AgentDisk, AgentParts, AgentStatus, Clock, Diale
 use async_trait::async_trait;
 use bytes::Bytes;
 use disk::memory::{Fault, MemoryDisk, Operation};
-use model::{DiskName, Extent, Incarnation, MachineName, Timestamp};
+use model::{DiskName, Extent, Incarnation, MachineName, Seq, Timestamp};
 use nbd::{Export, ZeroFlags};
 use probe::Rules;
 use store::SplitMix64;
@@ -88,7 +88,7 @@ impl Random for SeededRandom {
         }
         let mut history = lock(&self.history);
         let era = self.side_era.unwrap_or_else(|| history.era_now());
-        history.incarnation(Incarnation(bits), era);
+        history.incarnation(Incarnation(bits), Seq::ZERO, era);
         bits
     }
 }
@@ -188,6 +188,21 @@ impl Snapshot {
     }
 }
 
+/// An incarnation that goes on.
+#[derive(Debug, Clone, Copy)]
+struct Resumed {
+    incarnation: Incarnation,
+    next: Seq,
+}
+
+impl Resumed {
+    fn note(self, history: &Mutex<History>) {
+        let mut history = lock(history);
+        let era = history.era_now();
+        history.incarnation(self.incarnation, self.next, era);
+    }
+}
+
 /// A protected machine.
 pub struct Machine {
     /// Its number.
@@ -220,6 +235,8 @@ pub struct Machine {
     twin: bool,
     /// Its disks were set back since it last ran: whatever the next life calls itself, nothing goes on.
     reverted: bool,
+    /// What such a life goes on with, until a process server takes it.
+    resuming: Arc<Mutex<Option<Resumed>>>,
     side_era: Option<usize>,
     rules: Rules,
     seed: u64,
@@ -253,6 +270,7 @@ impl Machine {
             flushed: Arc::new(Mutex::new(vec![0; shape.disk_bytes.len()])),
             twin: false,
             reverted: false,
+            resuming: Arc::default(),
             side_era: None,
             flush_faults: Vec::new(),
             index,
@@ -286,6 +304,7 @@ impl Machine {
             flushed: Arc::new(Mutex::new(vec![0; self.media.len()])),
             twin: true,
             reverted: false,
+            resuming: Arc::default(),
             side_era: None,
             flush_faults: Vec::new(),
             index: self.index,
@@ -354,6 +373,8 @@ impl Machine {
             .collect();
         let (life, history, disks, side_era) =
             (self.life.clone(), self.history.clone(), self.media.len(), self.side_era);
+        let resuming = self.resuming.clone();
+        *lock(&resuming) = None;
         let reverted = std::mem::take(&mut self.reverted);
         world.spawn(self.host, async move {
             let agent = match Agent::start_with(config, parts).await {
@@ -363,11 +384,14 @@ impl Machine {
                     return;
                 }
             };
-            let incarnation = agent.status().incarnation_id;
-            match side_era {
-                Some(era) => lock(&history).incarnation(incarnation, era),
-                None if reverted => {}
-                None => lock(&history).started_as(incarnation),
+            let status = agent.status();
+            if let Some(next) = status.next_seq.filter(|_| side_era.is_none()) {
+                // The stop was clean and the incarnation goes on. A life that was set back may be refused: see `taken`.
+                let resumed = Resumed { incarnation: status.incarnation_id, next };
+                match reverted {
+                    true => *lock(&resuming) = Some(resumed),
+                    false => resumed.note(&history),
+                }
             }
             let exports: Vec<_> =
                 (0..disks).map(|disk| agent.export(&Self::disk_name(disk)).expect("a disk of this agent")).collect();
@@ -439,6 +463,15 @@ impl Machine {
     /// The running agent.
     pub fn agent(&self) -> Option<Arc<Agent>> {
         lock(&self.life).agent.clone()
+    }
+
+    /// A process server may have taken a life that was set back: then its numbers count from where it goes on.
+    pub fn note_taken(&self, status: &AgentStatus) {
+        let mut resuming = lock(&self.resuming);
+        if let Some(resumed) = resuming.take_if(|r| r.incarnation == status.incarnation_id && status.connection.is_some())
+        {
+            resumed.note(&self.history);
+        }
     }
 
     /// The source disks as somebody else reads them.

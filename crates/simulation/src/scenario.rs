@@ -130,6 +130,7 @@ fn look(scene: &mut Scene) -> Result<(), Violation> {
             return Err(Violation::new("start", format!("the agent of machine {index} did not start: {why}")));
         }
         let Some(status) = scene.machines[index].status(&scene.world) else { continue };
+        scene.machines[index].note_taken(&status);
         look_at_bounds(scene, index, &status)?;
         let (stored, digest) = (status.stored.position.seq, status.stored.digest);
         let known = scene.known[index].stored.insert(stored, digest);
