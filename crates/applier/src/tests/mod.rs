@@ -1,5 +1,6 @@
 //! The applier against streams made by [`crate::testing`]: every claim is checked byte for byte against the model.
 
+mod collection;
 mod damage;
 mod overlay;
 mod positions;

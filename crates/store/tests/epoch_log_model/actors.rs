@@ -1,6 +1,7 @@
 //! Who lives in the world: writers, readers, and appliers that fold and delete. Each is an ordinary user of the public
 //! API, and may be killed at any `await`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +14,8 @@ use store::{
     EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogWriter, ManifestBase, Next, ReadMode, StoreError,
 };
 
-use crate::sim::{Removed, World};
+use crate::collectors;
+use crate::sim::{Bias, Removed, World};
 
 pub fn machine() -> MachineName {
     "m1".parse().expect("a name")
@@ -29,8 +31,16 @@ pub fn stream_log(world: &World) -> EpochLog {
     EpochLog { store: world.store(), keys: world.keys.clone(), machine: machine(), kind: LogKind::Stream, base }
 }
 
+/// The stream as its writers see it.
+pub fn writers_log(world: &World) -> EpochLog {
+    match world.bias {
+        Bias::Collecting => EpochLog { base: Arc::new(Genesis), ..stream_log(world) },
+        _ => stream_log(world),
+    }
+}
+
 /// An actor's end is its own affair, unless it says that the log is broken.
-fn report(world: &World, who: &str, result: Result<(), StoreError>) {
+pub fn report(world: &World, who: &str, result: Result<(), StoreError>) {
     if let Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) = result {
         world.fail(format!("{who} found the log broken: {}", kind_of(&error)));
     }
@@ -68,7 +78,7 @@ pub async fn writer(world: World) {
 }
 
 /// Puts one slot until it is known to be there.
-async fn put(writer: &LogWriter, slot: u64, parts: Vec<Bytes>) -> (u64, Result<(), StoreError>) {
+pub async fn put(writer: &LogWriter, slot: u64, parts: Vec<Bytes>) -> (u64, Result<(), StoreError>) {
     loop {
         match writer.put(slot, parts.clone()).await {
             Err(StoreError::Unclear { .. } | StoreError::Unavailable { .. }) => {}
@@ -78,7 +88,7 @@ async fn put(writer: &LogWriter, slot: u64, parts: Vec<Bytes>) -> (u64, Result<(
 }
 
 async fn write(world: &World) -> Result<(), StoreError> {
-    let writer = stream_log(world).attach_with(world.stream_rules()).await?.open(Vec::new()).await?;
+    let writer = writers_log(world).attach_with(world.stream_rules()).await?.open(Vec::new()).await?;
     let mut end = writer.opening_end();
     let (mut flying, mut acked) = (FuturesUnordered::new(), 0);
     loop {
@@ -106,23 +116,29 @@ async fn write(world: &World) -> Result<(), StoreError> {
 }
 
 /// Follows the stream as any consumer does.
-struct Follower<'a> {
+pub struct Follower<'a> {
     world: &'a World,
     log: EpochLog,
     mode: ReadMode,
     reader: LogReader,
+    /// Read by the names that a manifest gives, before the reader goes on.
+    named: VecDeque<LogEntry>,
 }
 
 impl<'a> Follower<'a> {
-    fn new(world: &'a World, from: LogEnd, mode: ReadMode) -> Self {
+    pub fn new(world: &'a World, from: LogEnd, mode: ReadMode) -> Self {
         let log = stream_log(world);
         let reader = LogReader::with_rules(log.clone(), from, mode, world.stream_rules());
-        Self { world, log, mode, reader }
+        Self { world, log, mode, reader, named: VecDeque::new() }
     }
 
     /// The next entry, however long it takes.
-    async fn next(&mut self) -> Result<LogEntry, StoreError> {
+    pub async fn next(&mut self) -> Result<LogEntry, StoreError> {
         loop {
+            if let Some(entry) = self.named.pop_front() {
+                self.world.with(|r| r.consumed.push(entry.end()));
+                return Ok(entry);
+            }
             if self.world.chance(0.05) {
                 self.world.pause(50, 500).await;
             }
@@ -132,6 +148,11 @@ impl<'a> Follower<'a> {
                     return Ok(*entry);
                 }
                 Ok(Next::Folded(end)) => {
+                    let mut end = end;
+                    if self.world.bias == Bias::Collecting {
+                        self.named = collectors::by_name(self.world, &self.log, self.reader.end(), self.mode).await?;
+                        end = self.named.back().map_or(end, LogEntry::end);
+                    }
                     self.reader = LogReader::with_rules(self.log.clone(), end, self.mode, self.world.stream_rules());
                 }
                 Ok(Next::End | Next::Unopened { .. }) | Err(StoreError::Unavailable { .. }) => {
@@ -158,41 +179,46 @@ pub async fn applier(world: World) {
     report(&world, "applier", result);
 }
 
-fn promoted(entry: &LogEntry) -> Promoted {
+pub fn promoted(entry: &LogEntry) -> Promoted {
     let LogPosition { epoch, slot } = entry.position;
     let (id, head, bytes) = (entry.header.id, entry.header.head, entry.header.total_bytes);
     Promoted { id, epoch, slot, hash: entry.hash, head, bytes }
 }
 
-/// The last segment the newest manifest names: all that folding needs to know.
-fn last_of(world: &World, entries: &[LogEntry]) -> Option<Promoted> {
-    let mut last = None;
+/// The segments that the newest manifest names.
+pub fn named_by(world: &World, entries: &[LogEntry]) -> Vec<Promoted> {
+    let mut named = Vec::new();
     for entry in entries {
         let LogPosition { epoch, slot } = entry.position;
         let place = Place { machine: Some(machine()), log: Some(LogKind::Manifest), epoch, slot };
         let open = |kind| open_small(&world.keys, kind, &place, &entry.bytes).expect("accepted entries open").1;
-        let segments = match slot {
+        match slot {
             0 => {
                 let opening = Opening::decode(&open(ObjectKind::Opening)).expect("an opening");
-                Manifest::decode(&opening.state).expect("a manifest").segments
+                named = Manifest::decode(&opening.state).expect("a manifest").segments;
             }
-            _ => ManifestCommit::decode(&open(ObjectKind::Manifest)).expect("a commit").segments,
+            _ => named.extend(ManifestCommit::decode(&open(ObjectKind::Manifest)).expect("a commit").segments),
         };
-        last = segments.into_iter().last().or(last);
     }
-    last
+    named
+}
+
+/// Where folding goes on.
+pub fn end_of(last: Option<&Promoted>) -> LogEnd {
+    last.map_or(LogEnd::default(), |p| LogEnd {
+        position: LogPosition { epoch: p.epoch, slot: p.slot },
+        hash: p.hash,
+        head: p.head,
+    })
 }
 
 async fn apply(world: &World) -> Result<(), StoreError> {
     let log = manifest_log(world);
     let attached = log.attach_with(world.manifest_rules()).await?;
-    let last = last_of(world, attached.newest_entries());
-    let state = Manifest { segments: last.iter().cloned().collect(), ..Manifest::default() };
-    let from = last.map_or(LogEnd::default(), |p| LogEnd {
-        position: LogPosition { epoch: p.epoch, slot: p.slot },
-        hash: p.hash,
-        head: p.head,
-    });
+    // All that folding needs to know is the last segment named.
+    let last = named_by(world, attached.newest_entries()).pop();
+    let from = end_of(last.as_ref());
+    let state = Manifest { segments: last.into_iter().collect(), ..Manifest::default() };
     let writer = attached.open(state.encode()).await?;
     delete(world, "manifest", LogPosition { epoch: writer.epoch() - 1, slot: u64::MAX }).await?;
     let mut end = writer.opening_end();
@@ -203,7 +229,7 @@ async fn apply(world: &World) -> Result<(), StoreError> {
             continue;
         }
         let position = end.position.next_slot();
-        let object = commit(world, &log, position, end.hash, &entry);
+        let object = commit(world, &log, position, end.hash, vec![promoted(&entry)]);
         let hash = format::object::ObjectHeader::hash(&object).expect("a header");
         put(&writer, position.slot, vec![object]).await.1?;
         writer.look().await?;
@@ -213,9 +239,15 @@ async fn apply(world: &World) -> Result<(), StoreError> {
     }
 }
 
-fn commit(world: &World, log: &EpochLog, position: LogPosition, prev_hash: ObjectHash, entry: &LogEntry) -> Bytes {
+pub fn commit(
+    world: &World,
+    log: &EpochLog,
+    position: LogPosition,
+    prev_hash: ObjectHash,
+    segments: Vec<Promoted>,
+) -> Bytes {
     let LogPosition { epoch, slot } = position;
-    let body = ManifestCommit { segments: vec![promoted(entry)], ..ManifestCommit::default() }.encode();
+    let body = ManifestCommit { segments, ..ManifestCommit::default() }.encode();
     seal_small(
         &world.keys,
         &SmallObject {
@@ -250,7 +282,7 @@ async fn delete(world: &World, log: &str, through: LogPosition) -> Result<(), St
 /// One last writer opens an epoch; its opening defines the accepted log. Returns that epoch.
 pub async fn seal(world: &World) -> Result<u64, String> {
     for _ in 0..20 {
-        let attached = stream_log(world).attach_with(world.stream_rules()).await;
+        let attached = writers_log(world).attach_with(world.stream_rules()).await;
         let opened = match attached {
             Ok(attached) => attached.open(Vec::new()).await,
             Err(error) => Err(error),

@@ -8,6 +8,7 @@
 //! oracle knows everything that was ever written and asks neither the reader nor the writer under test.
 
 mod actors;
+mod collectors;
 mod oracle;
 mod sim;
 
@@ -74,6 +75,11 @@ fn all_rules_hold_when_puts_are_late() {
     assert_clean(4, Bias::LatePuts);
 }
 
+#[test]
+fn all_rules_hold_when_the_prefix_is_collected() {
+    assert_clean(4, Bias::Collecting);
+}
+
 /// Fails unless the removed rule is missed within the bound; says by which seed and how. When more seeds are asked for,
 /// runs them all and says how many fail.
 fn assert_needed(removed: Removed, bias: Bias) {
@@ -130,6 +136,11 @@ fn taking_a_hole_in_the_manifest_log_for_the_end_fails() {
 #[test]
 fn deleting_behind_an_unacknowledged_manifest_fails() {
     assert_needed(Removed::ManifestLooks, Bias::StalledReads);
+}
+
+#[test]
+fn collecting_by_a_manifest_that_is_not_acknowledged_fails() {
+    assert_needed(Removed::AcknowledgedBeforeDeleting, Bias::Collecting);
 }
 
 /// What makes a failing seed worth printing: it fails again.
