@@ -28,6 +28,8 @@ pub struct ApplierConfig {
     pub poll: Duration,
     /// Whether replica disks are kept.
     pub replica: bool,
+    /// Whether what an acknowledged manifest makes needless is deleted (rule 6 of the epoch log).
+    pub prefix_gc: bool,
 }
 
 /// The safety rules in force: all, but for the tests and the simulation that show what each is good for.

@@ -13,16 +13,18 @@ use std::time::Duration;
 use format::manifest::{ManifestCommit, Promoted};
 use format::object::LogKind;
 use model::{EventKind, LogHead, Position, RecordDigester, Severity};
-use store::{EpochLog, LogEnd, LogEntry, LogPosition, LogReader, Next, ReadMode};
+use store::{EpochLog, LogEntry, LogPosition};
 use tokio::time::Instant;
 
 use crate::ApplierError;
 use crate::applier::{Committed, Shared};
+use crate::collect::Collection;
 use crate::manifest::ManifestOwner;
 use crate::points::{After, PointSchedule, incarnation_after};
 use crate::recover::{RecoverError, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
+use crate::stream::{Found, StreamReader};
 
 /// Time between two commits, unless [`COMMIT_SEGMENTS_MAX`] is reached.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -112,8 +114,9 @@ enum Wait {
 
 struct Follower<'a> {
     shared: &'a Shared,
+    log: EpochLog,
     owner: ManifestOwner,
-    reader: LogReader,
+    reader: StreamReader,
     schedule: PointSchedule,
     /// After the last record read.
     head: LogHead,
@@ -123,6 +126,7 @@ struct Follower<'a> {
     compared: usize,
     next: ManifestCommit,
     committed_at: Option<Instant>,
+    collection: Collection,
 }
 
 impl<'a> Follower<'a> {
@@ -133,13 +137,15 @@ impl<'a> Follower<'a> {
         let (epoch, slot) = owner.manifest().folded();
         Self {
             shared,
-            reader: LogReader::with_rules(log, LogEnd::default(), ReadMode::Table, shared.rules.log),
+            reader: StreamReader::new(log.clone(), shared.rules.log),
             schedule,
             head: LogHead::default(),
             folded: LogPosition { epoch, slot },
             compared: 0,
             next: ManifestCommit::default(),
             committed_at: None,
+            collection: Collection::new(),
+            log,
             owner,
         }
     }
@@ -163,6 +169,9 @@ impl<'a> Follower<'a> {
                 self.next.points.push(point);
             }
             self.commit_if_due().await?;
+            if matches!(wait, Some(Wait::CaughtUp)) {
+                self.collection.run_if_due(self.shared, &self.owner, &self.log).await?;
+            }
             self.tell(&wait);
             if wait.is_some() && !self.shared.pause(self.shared.config.poll).await {
                 return Ok(());
@@ -174,17 +183,15 @@ impl<'a> Follower<'a> {
     /// Takes the next object in, or says why there is none.
     async fn read_next(&mut self) -> Result<Option<Wait>, ApplierError> {
         match self.reader.next().await? {
-            Next::Entry(entry) => {
+            Found::Entry(entry) => {
                 if entry.position.slot > 0 {
                     self.take(*entry)?;
                 }
                 Ok(None)
             }
-            Next::Unopened { .. } => Ok(Some(Wait::Undecided)),
-            Next::End if self.reader.end().position < self.folded => Err(self.missing()),
-            Next::End => Ok(Some(Wait::CaughtUp)),
-            // Our own manifest lies behind a hole: nothing is folded away in this form, so it is a loss.
-            Next::Folded(_) => Err(self.missing()),
+            Found::Unopened { .. } => Ok(Some(Wait::Undecided)),
+            Found::End if self.reader.end().position < self.folded => Err(self.missing()),
+            Found::End => Ok(Some(Wait::CaughtUp)),
         }
     }
 
@@ -247,6 +254,7 @@ impl<'a> Follower<'a> {
         let marks: Vec<_> = self.next.points.iter().map(|point| (point.position.seq, point.id)).collect();
         self.owner.begin(std::mem::take(&mut self.next));
         self.finish().await?;
+        self.collection.acknowledged();
         self.committed_at = Some(Instant::now());
         let (epoch, slot) = self.owner.manifest().folded();
         self.folded = LogPosition { epoch, slot };

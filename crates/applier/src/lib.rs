@@ -14,6 +14,7 @@
 
 mod applier;
 mod clock;
+mod collect;
 mod error;
 mod follow;
 mod manifest;
@@ -22,6 +23,7 @@ pub mod recover;
 mod replica;
 mod segments;
 mod status;
+mod stream;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -125,6 +125,11 @@ impl ManifestOwner {
         &self.manifest
     }
 
+    /// The writer of our epoch.
+    pub fn writer(&self) -> &LogWriter {
+        &self.writer
+    }
+
     /// Our epoch.
     pub fn epoch(&self) -> u64 {
         self.writer.epoch()
@@ -151,6 +156,13 @@ impl ManifestOwner {
             },
         );
         self.pending = Some(Pending { object, commit });
+    }
+
+    /// The first half of [`ManifestOwner::finish`]: a test lets its owner stall behind it.
+    #[cfg(test)]
+    pub async fn put_pending(&self) -> Result<(), ApplierError> {
+        let pending = self.pending.as_ref().expect("given before");
+        Ok(self.writer.put(self.next_slot, vec![pending.object.clone()]).await?)
     }
 
     /// Makes the pending commit acknowledged. After an error it is still pending and may be tried again; `Fenced` is

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::keys::{Keys, VaultKey};
 use format::object::{LogKind, ObjectId, Place};
-use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SegmentRef, assemble};
+use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, assemble};
 use format::{Compressor, Level};
 use model::{
     DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, Position, Record,
     RecordBody, RecordDigester, Seq, Timestamp,
 };
 use object_store::memory::InMemory;
-use store::{LogEnd, LogPosition, LogWriter, Store};
+use store::{EpochLog, Genesis, LogEnd, LogPosition, LogWriter, Store};
 
 use crate::recover::stream_log;
 
@@ -113,7 +113,21 @@ impl TestLog {
 
     /// A process server restarts: a new epoch.
     pub async fn reattach(&mut self) {
-        let attached = stream_log(&self.store, &self.keys, &self.machine).attach().await.expect("attached");
+        self.reattach_through(self.stream()).await;
+    }
+
+    /// The stream, whose base is its manifest.
+    pub fn stream(&self) -> EpochLog {
+        stream_log(&self.store, &self.keys, &self.machine)
+    }
+
+    /// A process server, which reads no manifest, restarts.
+    pub async fn reattach_blind(&mut self) {
+        self.reattach_through(EpochLog { base: Arc::new(Genesis), ..self.stream() }).await;
+    }
+
+    async fn reattach_through(&mut self, log: EpochLog) {
+        let attached = log.attach().await.expect("attached");
         assert_eq!(attached.end(), self.end, "everything put is accepted");
         self.writer = attached.open(Vec::new()).await.expect("opened");
         (self.end, self.slot) = (self.writer.opening_end(), 1);
@@ -232,9 +246,38 @@ impl TestLog {
 
     /// Puts what is pending as one segment. Returns its path.
     pub async fn commit(&mut self) -> String {
+        let here = self.next_place();
+        let (segment, head) = self.seal_pending(here);
+        self.writer.put(self.slot, segment.parts).await.expect("put");
+        self.writer.look().await.expect("still ours");
+        self.end = LogEnd { position: here, hash: segment.hash, head };
+        self.slot += 1;
+        crate::segments::path(&self.machine, LogKind::Stream, here)
+    }
+
+    /// Where the next segment goes.
+    pub fn next_place(&self) -> LogPosition {
+        LogPosition { epoch: self.writer.epoch(), slot: self.slot }
+    }
+
+    /// A segment for our next slot that only a writer which is fenced meanwhile will put: it is void, and the model
+    /// knows nothing of it. Nothing may be pending.
+    pub fn void_segment(&mut self) -> (String, Vec<Bytes>) {
+        assert!(self.pending.is_empty(), "what is pending would be lost");
+        let (model, known) = (self.model.clone(), self.known.clone());
+        let (digest, incarnation, marks) = (self.digester.digest(), self.incarnation, self.marks);
+        self.random();
+        let here = self.next_place();
+        let (segment, _) = self.seal_pending(here);
+        (self.model, self.known, self.digester) = (model, known, RecordDigester::resume(digest));
+        (self.incarnation, self.marks) = (incarnation, marks);
+        (crate::segments::path(&self.machine, LogKind::Stream, here), segment.parts)
+    }
+
+    /// Seals what is pending as the segment of that place.
+    fn seal_pending(&mut self, here: LogPosition) -> (SealedSegment, LogHead) {
         let records = std::mem::take(&mut self.pending);
         let sealer = FrameSealer::new(&self.keys, ObjectId::random());
-        let here = LogPosition { epoch: self.writer.epoch(), slot: self.slot };
         let this = SegmentRef { id: sealer.id(), machine: self.machine.clone(), epoch: here.epoch, slot: here.slot };
         let (mut frames, mut references, mut compressor) = (Vec::new(), Vec::<SegmentRef>::new(), Compressor::new());
         let last = records.last().expect("something pending").clone();
@@ -289,12 +332,7 @@ impl TestLog {
             slot: here.slot,
         };
         let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen: 0 };
-        let segment = assemble(&self.keys, &sealer, commit, frames, references, packed);
-        self.writer.put(self.slot, segment.parts).await.expect("put");
-        self.writer.look().await.expect("still ours");
-        self.end = LogEnd { position: here, hash: segment.hash, head };
-        self.slot += 1;
-        crate::segments::path(&self.machine, LogKind::Stream, here)
+        (assemble(&self.keys, &sealer, commit, frames, references, packed), head)
     }
 
     /// A random life: writes, marks, drains, epochs.

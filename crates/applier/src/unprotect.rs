@@ -14,8 +14,9 @@ use format::object::LogKind;
 use futures::TryStreamExt;
 use model::MachineName;
 use serde::Serialize;
-use store::{EpochLog, LogEnd, LogReader, Next, ReadMode, Store};
+use store::{EpochLog, LogRules, Store};
 
+use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, manifest, recover, replica, segments};
 
 /// Lists of what is left before giving up: a live agent makes new objects all the time.
@@ -101,17 +102,13 @@ async fn refuse_if_referenced(store: &Store, keys: &Arc<Keys>, machine: &Machine
 }
 
 async fn refers_to(log: &EpochLog, machine: &MachineName) -> Result<bool, ApplierError> {
-    let mut reader = LogReader::new(log.clone(), LogEnd::default(), ReadMode::Table);
+    let mut reader = StreamReader::new(log.clone(), LogRules::ALL);
     loop {
         let entry = match reader.next().await? {
-            Next::Entry(entry) => entry,
-            Next::End => return Ok(false),
+            Found::Entry(entry) => entry,
+            Found::End => return Ok(false),
             // Nothing was read yet of what the undecided epoch continues.
-            Next::Unopened { .. } => return Err(ApplierError::Undecided { machine: log.machine.clone() }),
-            Next::Folded(_) => {
-                let path = log.slot_path(reader.end().position.next_slot());
-                return Err(segments::missing(path, "the manifest has promoted segments behind it").into());
-            }
+            Found::Unopened { .. } => return Err(ApplierError::Undecided { machine: log.machine.clone() }),
         };
         if entry.position.slot == 0 {
             continue;

@@ -59,6 +59,8 @@ pub enum EventKind {
     Point,
     /// A compare ran.
     Compare,
+    /// Prefix GC deleted something, or stopped.
+    Collection,
 }
 
 impl fmt::Display for EventKind {
@@ -76,6 +78,7 @@ impl fmt::Display for EventKind {
             EventKind::Store => "store",
             EventKind::Point => "point",
             EventKind::Compare => "compare",
+            EventKind::Collection => "collection",
         };
         f.write_str(text)
     }

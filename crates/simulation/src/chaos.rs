@@ -341,11 +341,8 @@ impl Scene {
         let latency = (Duration::from_millis(1), self.millis(5, 120));
         let loss = 0.02 * self.rng.below(12) as f64;
         let link = Link { up: true, latency, loss, duplicate: 0.15 };
-        let pairs: Vec<_> = self
-            .servers
-            .iter()
-            .flat_map(|server| [(machine, server.host), (server.host, machine)])
-            .collect();
+        let pairs: Vec<_> =
+            self.servers.iter().flat_map(|server| [(machine, server.host), (server.host, machine)]).collect();
         for (from, to) in &pairs {
             let up = self.world.network.link(*from, *to).up;
             self.world.network.set_link(*from, *to, Link { up, ..link });

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use applier::recover::{self, ErrorKind, LoadOptions, PointReader, RecoverError, Resolved};
 use applier::ApplierRules;
+use applier::recover::{self, ErrorKind, LoadOptions, PointReader, RecoverError, Resolved};
 use format::keys::Keys;
 use model::{Extent, MachineName, RecordDigest, Selector, Seq};
 use store::{SplitMix64, Store};
@@ -84,8 +84,7 @@ pub async fn ask(mut questions: Questions) -> Result<Answers, RecoverError> {
     // An owner that died before it opened its epoch leaves the end undecided; nobody opens one on a judge's behalf here.
     let options = LoadOptions { settle: Duration::from_secs(2), progress: None };
     let (store, keys) = (&questions.store, questions.keys.clone());
-    let history =
-        recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await?;
+    let history = recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await?;
     let head = history.head();
     let mut answers = Answers {
         head: Some((head.position.seq, head.digest)),

@@ -172,9 +172,8 @@ impl Scene {
     fn open(&mut self) {
         let (store, keys) = (self.site.truth(), self.site.keys.clone());
         let host = self.operator.boot.host;
-        let made = self.world.complete(host, Duration::from_secs(5), async move {
-            store::create_vault(&store, &keys).await
-        });
+        let made =
+            self.world.complete(host, Duration::from_secs(5), async move { store::create_vault(&store, &keys).await });
         assert!(matches!(made, Some(Ok(()))), "a store in memory takes a vault: {made:?}");
         (0..self.servers.len()).for_each(|n| self.start_server(n));
         (0..self.followers.len()).for_each(|n| self.start_follower(n));

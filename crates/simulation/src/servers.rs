@@ -143,6 +143,7 @@ impl Follower {
                 crash_every: Duration::from_secs(3),
                 poll: Duration::from_millis(200),
                 replica: false,
+                prefix_gc: false,
             };
             loop {
                 let clock: Arc<dyn applier::Clock> = Arc::new(clock.clone());

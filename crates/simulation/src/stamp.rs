@@ -108,7 +108,9 @@ pub fn judge_alone(machine: u32, disk: u32, image: &[u8]) -> Result<(), String> 
             Found::Garbage => false,
         };
         if !right {
-            return Err(format!("machine {machine} disk {disk} sector {sector} is neither zero nor stamped for its place"));
+            return Err(format!(
+                "machine {machine} disk {disk} sector {sector} is neither zero nor stamped for its place"
+            ));
         }
     }
     Ok(())

@@ -22,8 +22,8 @@ mod vault;
 pub use error::StoreError;
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use log::{
-    Attached, Base, EpochLog, Genesis, LogEnd, LogEntry, LogPosition, LogReader, LogRules, LogWriter, ManifestBase,
-    Newest, Next, ReadMode,
+    Attached, Base, CollectError, Collected, EpochLog, Garbage, Genesis, LogEnd, LogEntry, LogPosition, LogReader,
+    LogRules, LogWriter, ManifestBase, Newest, Next, Plan, Proof, ReadMode, Why,
 };
 pub use objects::{Created, Store};
 pub use probe::BrokenPromise;

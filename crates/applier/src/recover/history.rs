@@ -14,14 +14,13 @@ use format::manifest::{Manifest, Point, PointKind};
 use format::object::{LogKind, ObjectHeader};
 use format::segment::{Piece, Table};
 use model::{Incarnation, LogHead, MachineName, Record, RecordBody, RecordDigest, RecordDigester, Seq, Timestamp};
-use store::{
-    EpochLog, LogEnd, LogEntry, LogPosition, LogReader, LogRules, ManifestBase, Next, ReadMode, Store, StoreError,
-};
+use store::{EpochLog, LogEntry, LogPosition, LogRules, ManifestBase, Store, StoreError};
 use tokio::time::Instant;
 
 use super::progress::tell;
 use super::{Disks, Frames, Layout, ObjectPlace, ProgressFn, RecoverError, Stage, Validity};
 use crate::points::incarnation_after;
+use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, ApplierRules, manifest, segments};
 
 /// Most memory that the tables of one history may take.
@@ -29,10 +28,6 @@ const HISTORY_BYTES_MAX: u64 = 8 << 30;
 
 /// How often an unopened epoch is looked at again.
 const SETTLE_POLL: Duration = Duration::from_millis(200);
-
-/// How often a hole below the manifest's end is read again before the object counts as missing: it may have appeared
-/// between the two reads.
-const HOLE_RETRIES_MAX: u32 = 3;
 
 /// How to load a history.
 #[derive(Clone)]
@@ -127,37 +122,36 @@ impl History {
             head: LogHead::default(),
             bytes: 0,
         };
-        let reader = LogReader::with_rules(log.clone(), LogEnd::default(), ReadMode::Table, rules.log);
+        let reader = StreamReader::new(log.clone(), rules.log);
         history.walk(&log, reader, &options).await?;
         history.take_points(promoted);
         Ok(history)
     }
 
-    async fn walk(&mut self, log: &EpochLog, mut reader: LogReader, options: &LoadOptions) -> Result<(), RecoverError> {
-        let (mut deadline, mut holes) = (None, 0);
+    async fn walk(
+        &mut self,
+        log: &EpochLog,
+        mut reader: StreamReader,
+        options: &LoadOptions,
+    ) -> Result<(), RecoverError> {
+        let mut deadline = None;
         loop {
-            match reader.next().await? {
-                Next::Entry(entry) => {
-                    (deadline, holes) = (None, 0);
+            match reader.next().await.map_err(|error| of_walk(&self.machine, error))? {
+                Found::Entry(entry) => {
+                    deadline = None;
                     if entry.position.slot > 0 {
                         self.take_segment(&log.keys, *entry)?;
                         tell(&options.progress, Stage::Loading, self.head.position.seq.0, 0);
                     }
                 }
-                Next::End => return Ok(()),
-                Next::Unopened { epoch } => {
+                Found::End => return Ok(()),
+                Found::Unopened { epoch } => {
                     let deadline = *deadline.get_or_insert_with(|| Instant::now() + options.settle);
                     if Instant::now() < deadline {
                         tokio::time::sleep(SETTLE_POLL).await;
                         continue;
                     }
                     seal(log, epoch).await?;
-                }
-                Next::Folded(_) if holes < HOLE_RETRIES_MAX => holes += 1,
-                Next::Folded(_) => {
-                    let at = reader.end().position;
-                    let path = log.slot_path(LogPosition { slot: at.slot + 1, ..at });
-                    return Err(segments::missing(path, "the manifest has promoted segments behind it"));
                 }
             }
         }
@@ -339,12 +333,18 @@ async fn read_manifest(
     machine: &MachineName,
     rules: LogRules,
 ) -> Result<Manifest, RecoverError> {
-    manifest::read(&manifest::log(store, keys, machine), rules).await.map_err(|error| match error {
+    manifest::read(&manifest::log(store, keys, machine), rules).await.map_err(|error| of_walk(machine, error))
+}
+
+/// What stopped the reading of a machine's logs.
+fn of_walk(machine: &MachineName, error: ApplierError) -> RecoverError {
+    match error {
         ApplierError::Store(error) => RecoverError::Store(error),
+        ApplierError::Recover(error) => error,
         other => {
             RecoverError::Damage { path: segments::log_prefix(machine, LogKind::Manifest), what: other.to_string() }
         }
-    })
+    }
 }
 
 pub(crate) async fn unknown(store: &Store, machine: &MachineName) -> Result<RecoverError, StoreError> {

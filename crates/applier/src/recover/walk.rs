@@ -3,7 +3,7 @@
 //! A reader stops at the first thing that is wrong; verify must go on behind it. The skeleton comes from a LIST, the
 //! openings from the newest downwards, and the manifest: an epoch below the newest goes on up to the end that the opening
 //! above it names. Where an opening cannot be read, its epoch is taken to continue the epoch below it at the end of what
-//! lies there.
+//! lies there; but below the folded epoch openings may be collected, and there the manifest alone says what the log holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -110,6 +110,7 @@ async fn ends(
         let lying = listed.contiguous_end(epoch).unwrap_or(0);
         lying.max(promoted.get(&epoch).copied().unwrap_or(0))
     };
+    let folded = promoted.keys().next_back().copied();
     let mut ends = BTreeMap::new();
     let Some(top) = top else { return Ok(ends) };
     let (mut epoch, mut end) = (top, reached(top));
@@ -117,9 +118,15 @@ async fn ends(
         ends.insert(epoch, end);
         let below = || listed.slots.keys().chain(promoted.keys()).filter(|e| **e < epoch).max().copied();
         let opening = read_opening(store, keys, machine, log, epoch).await?;
+        let promoted_below = || promoted.range(..epoch).next_back().map(|(epoch, end)| (*epoch, *end));
         (epoch, end) = match opening.filter(|opening| opening.prev_epoch < epoch) {
             Some(opening) if opening.prev_epoch == 0 => return Ok(ends),
             Some(opening) => (opening.prev_epoch, opening.prev_end),
+            // Whatever else lies there is void, or was brought back by a late PUT.
+            None if folded.is_some_and(|folded| epoch < folded) => match promoted_below() {
+                Some(below) => below,
+                None => return Ok(ends),
+            },
             None => match below() {
                 Some(below) => (below, reached(below)),
                 None => return Ok(ends),

@@ -1,6 +1,7 @@
 //! The applier against streams made by [`crate::testing`]: every claim is checked byte for byte against the model.
 
 mod adversaries;
+mod collection;
 mod damage;
 mod overlay;
 mod positions;

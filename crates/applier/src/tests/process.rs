@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use format::manifest::PointKind;
-use model::{DiskChange, Selector, Seq, Timestamp};
+use format::object::LogKind;
+use model::{DiskChange, EventKind, Selector, Seq, Timestamp};
 use probe::{Rule, Rules};
 use store::LogRules;
 use tokio::sync::Notify;
@@ -30,13 +31,18 @@ impl Clock for TestClock {
 
 fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
-    ApplierConfig { data_dir: data_dir.to_owned(), crash_every: Duration::from_secs(60), poll, replica: true }
+    let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
+    ApplierConfig { data_dir, crash_every, poll, replica: true, prefix_gc: false }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
+    start_with(config(data_dir), log, clock).await
+}
+
+async fn start_with(config: ApplierConfig, log: &TestLog, clock: &Arc<TestClock>) -> Arc<Applier> {
     let machines = vec![log.machine.clone()];
     let clock: Arc<dyn Clock> = clock.clone();
-    Applier::start(config(data_dir), log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+    Applier::start(config, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
 }
 
 async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
@@ -330,6 +336,53 @@ async fn a_second_applier_takes_over_and_the_first_says_so() {
     wait_for("the second", async || second.status().machines[0].processed_seq == last).await;
     first.stop().await;
     second.stop().await;
+}
+
+#[tokio::test]
+async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on() {
+    let (store, keys) = vault().await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    let mut log = TestLog::begin(&store, &keys, "db", 9).await;
+    for _ in 0..4 {
+        log.live(3).await;
+        log.reattach().await;
+    }
+    log.random();
+    log.commit().await;
+    let slot = |kind, epoch| crate::segments::path(&log.machine, kind, store::LogPosition { epoch, slot: 0 });
+    let gone = async |path: &str| store.get(path).await.expect("read").is_none();
+    let (opening, old_manifest) = (slot(LogKind::Stream, 1), slot(LogKind::Manifest, 1));
+
+    let before = store.list("machine/db/stream").await.expect("listed");
+    let off = start(&log, data_dir.path(), &clock).await;
+    wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(log.last())).await;
+    off.stop().await;
+    assert_eq!(store.list("machine/db/stream").await.expect("listed"), before, "off by default");
+
+    let collecting = || ApplierConfig { prefix_gc: true, ..config(data_dir.path()) };
+    let on = start_with(collecting(), &log, &clock).await;
+    wait_for("the opening's deletion", async || gone(&opening).await).await;
+    let event =
+        |applier: &Arc<Applier>| applier.events(&log.machine).into_iter().find(|e| e.kind == EventKind::Collection);
+    wait_for("the event", async || event(&on).is_some()).await;
+    assert!(event(&on).expect("just seen").message.starts_with("prefix GC: "));
+    assert!(gone(&old_manifest).await, "the first applier's epoch is replaced");
+    on.stop().await;
+
+    log.reattach_blind().await;
+    log.live(3).await;
+    std::fs::remove_dir_all(data_dir.path().join("replica/db")).expect("the replica is lost");
+    let again = start_with(collecting(), &log, &clock).await;
+    let last = log.last_valid();
+    wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
+    again.stop().await;
+    assert_replica(&log, data_dir.path(), last);
+    let report = crate::recover::verify(&store, keys.clone(), &log.machine, None, None, None).await.expect("verified");
+    assert!(report.clean(), "{report:?}");
+    // A purge reads the streams of all other machines.
+    let other = TestLog::begin(&store, &keys, "db-2", 8).await;
+    assert!(unprotect(&store, keys.clone(), None, &other.machine, true).await.expect("purged").purged);
 }
 
 #[tokio::test]

@@ -12,9 +12,10 @@ use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, MACHINES_MAX, Machine, MachineTable, OneOrMany,
-    POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES,
-    SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Transport,
+    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, MACHINES_MAX, Machine,
+    MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer,
+    ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable,
+    StoreTable, Transport,
 };
 
 /// "line N: message", on one line.
@@ -41,10 +42,12 @@ impl Checker<'_> {
 
     /// The whole file.
     pub fn config(&self, file: ConfigFile) -> Result<Config, ConfigError> {
-        let ConfigFile { site, store, process_server, policy, machine } = file;
+        let ConfigFile { site, store, process_server, applier, policy, machine } = file;
         let site = self.site(site)?;
         let store = self.store(store)?;
         let process_server = self.process_server(process_server)?;
+        let ApplierTable { prefix_gc } = applier;
+        let applier = Applier { prefix_gc };
         let policy = self.policy(policy)?;
         if machine.len() > MACHINES_MAX {
             return Err(self.refuse("machine", format!("{} machines; at most {MACHINES_MAX}", machine.len())));
@@ -58,7 +61,7 @@ impl Checker<'_> {
             machines.push(machine);
         }
         self.sources_and_listeners_are_distinct(&machines)?;
-        Ok(Config { file: self.path.to_owned(), site, store, process_server, policy, machines })
+        Ok(Config { file: self.path.to_owned(), site, store, process_server, applier, policy, machines })
     }
 
     fn site(&self, table: SiteTable) -> Result<Site, ConfigError> {

@@ -16,6 +16,9 @@ pub struct ConfigFile {
     /// `[process_server]`
     #[serde(default)]
     pub process_server: ProcessServerTable,
+    /// `[applier]`
+    #[serde(default)]
+    pub applier: ApplierTable,
     /// `[policy]`
     #[serde(default)]
     pub policy: PolicyTable,
@@ -63,6 +66,14 @@ pub struct ProcessServerTable {
     pub segment_bytes: ByteSize,
     /// Segment age.
     pub segment_age: String,
+}
+
+/// `[applier]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApplierTable {
+    /// Whether needless objects below the folded position are deleted.
+    pub prefix_gc: bool,
 }
 
 /// `[policy]`

@@ -20,7 +20,8 @@ use check::{Checker, syntax_line};
 
 pub use check::store_url;
 pub use file::{
-    ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable, StoreTable,
+    ApplierTable, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable,
+    StoreTable,
 };
 
 /// What `init` writes; `{site}` stands for the site's name.
@@ -90,6 +91,8 @@ pub struct Config {
     pub store: String,
     /// The process server.
     pub process_server: ProcessServer,
+    /// The applier.
+    pub applier: Applier,
     /// Policy.
     pub policy: Policy,
     /// Machines, in the order written.
@@ -131,6 +134,13 @@ pub struct ProcessServer {
     pub segment_bytes: u64,
     /// Age.
     pub segment_age: Duration,
+}
+
+/// `[applier]`, checked.
+#[derive(Debug, Clone)]
+pub struct Applier {
+    /// Whether needless objects below the folded position are deleted.
+    pub prefix_gc: bool,
 }
 
 /// `[policy]`, checked.

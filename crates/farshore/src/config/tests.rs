@@ -55,6 +55,7 @@ fn every_key() -> Vec<String> {
         site: SiteTable { name: "n".into(), data_dir: "d".into(), vault_key: "v".into(), ca: "c".into() },
         store: StoreTable { cache: "c".into(), vault: Some("v".into()) },
         process_server: ProcessServerTable::default(),
+        applier: ApplierTable::default(),
         policy: PolicyTable::default(),
         machine: vec![MachineTable {
             name: "m".into(),
@@ -72,12 +73,18 @@ fn every_key() -> Vec<String> {
 fn every_key_stands_in_the_template_and_in_the_manual() {
     let manual = include_str!("../../../../docs/config.md");
     let keys = every_key();
-    assert!(keys.len() >= 19, "{keys:?}");
+    assert!(keys.len() >= 20, "{keys:?}");
     for key in keys {
         let in_template = TEMPLATE.lines().any(|l| l.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = ")));
         assert!(in_template, "{key} is missing in the template");
         assert!(manual.contains(&format!("`{key}`")), "{key} is missing in docs/config.md");
     }
+}
+
+#[test]
+fn nothing_is_collected_unless_it_is_asked_for() {
+    assert!(!parse(&with("")).expect("bare").applier.prefix_gc);
+    assert!(parse(&with("[applier]\nprefix_gc = true\n")).expect("valid").applier.prefix_gc);
 }
 
 #[test]

@@ -31,6 +31,7 @@ impl ApplierRole {
             crash_every: config.policy.crash_every,
             poll: POLL,
             replica: true,
+            prefix_gc: config.applier.prefix_gc,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();
         let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await?;

@@ -325,6 +325,8 @@ impl Actor {
                 self.verifying = Some(Box::pin(async move { writer.look().await }));
             }
         } else if self.opening.is_none() {
+            // No manifest is asked: prefix GC leaves the opening of the folded epoch, and all behind it, to whoever
+            // attaches, so damage in the manifest log never keeps a source from being replicated.
             let log = EpochLog {
                 store: self.context.store.clone(),
                 keys: self.context.keys.clone(),

@@ -126,27 +126,37 @@ impl EpochLog {
     /// Refuses an object that does not continue `end`: the chain of hashes, and for a stream the record numbers too.
     pub(super) fn check_continues(&self, end: &LogEnd, entry: &LogEntry) -> Result<(), StoreError> {
         let header = &entry.header;
-        let refuse = |found: String, expected: String| {
-            Err(self.damaged(entry.position, FormatError::Misplaced { found, expected }))
-        };
         if header.prev_hash != end.hash {
             let place = end.position;
-            return refuse(
-                format!("one that follows an object with hash {}", short(&header.prev_hash)),
-                format!("one that follows epoch {} slot {} with hash {}", place.epoch, place.slot, short(&end.hash)),
-            );
+            let source = FormatError::Misplaced {
+                found: format!("one that follows an object with hash {}", short(&header.prev_hash)),
+                expected: format!(
+                    "one that follows epoch {} slot {} with hash {}",
+                    place.epoch,
+                    place.slot,
+                    short(&end.hash)
+                ),
+            };
+            return Err(self.damaged(entry.position, source));
         }
-        if self.kind == LogKind::Manifest {
-            return Ok(());
+        match self.kind {
+            LogKind::Manifest => Ok(()),
+            LogKind::Stream => self.check_numbers(end, entry),
         }
+    }
+
+    /// Refuses an object of a stream whose record numbers do not continue `end`.
+    pub(super) fn check_numbers(&self, end: &LogEnd, entry: &LogEntry) -> Result<(), StoreError> {
+        let header = &entry.header;
         let (before, first, last) = (end.head.position.seq.0, header.first_seq.0, header.head.position.seq.0);
         let follows = before.checked_add(1) == Some(first) && last >= before;
         let opening_moves = entry.position.slot == 0 && header.head != end.head;
         if !follows || opening_moves {
-            return refuse(
-                format!("one that holds records {first} to {last}"),
-                format!("one that continues record {before}"),
-            );
+            let source = FormatError::Misplaced {
+                found: format!("one that holds records {first} to {last}"),
+                expected: format!("one that continues record {before}"),
+            };
+            return Err(self.damaged(entry.position, source));
         }
         Ok(())
     }

@@ -9,13 +9,16 @@
 //! seg/1/3  void: behind the end that the opening of epoch 3 names
 //! ```
 //! One file per rule: `epochs` (who is highest), `attach` (rules 1 and 2), `writer` (rule 3), `reader` (rule 4),
-//! `newest` (rule 5 for manifest logs), `entry` (reading one object and checking that it belongs where it lies).
+//! `newest` (rule 5 for manifest logs), `collect` (rule 6), `promoted` (reading by name where openings are gone), `entry`
+//! (reading one object and checking that it belongs where it lies).
 //! Epoch 0 is the start of every log: nobody owns it, it counts as opened, and it has no slots.
 
 mod attach;
+mod collect;
 mod entry;
 mod epochs;
 mod newest;
+mod promoted;
 mod reader;
 mod writer;
 
@@ -31,6 +34,7 @@ use crate::vault::log_prefix;
 use crate::{Created, Store, StoreError};
 
 pub use attach::Attached;
+pub use collect::{CollectError, Collected, Garbage, Plan, Proof, Why};
 pub use newest::{ManifestBase, Newest};
 pub use reader::{LogReader, Next};
 pub use writer::LogWriter;
@@ -191,6 +195,8 @@ pub struct LogRules {
     pub second_look_up: bool,
     /// Rule 7: what lies there after anything but clean success is compared, not trusted to be ours.
     pub compares_doubt: bool,
+    /// Rule 6: the manifest that makes an object needless is acknowledged before the object is deleted.
+    pub acknowledged_before_deleting: bool,
 }
 
 impl LogRules {
@@ -205,5 +211,6 @@ impl LogRules {
         recheck_manifest_hole: true,
         second_look_up: true,
         compares_doubt: true,
+        acknowledged_before_deleting: true,
     };
 }

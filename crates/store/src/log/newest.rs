@@ -128,9 +128,9 @@ impl ManifestBase {
 
     fn fold(&self, mut folded: LogEnd, entries: &[LogEntry]) -> Result<LogEnd, StoreError> {
         for entry in entries {
-            let last = last_promoted(&self.log, entry).map_err(|e| self.log.damaged(entry.position, e))?;
-            match last {
-                Some(last) => folded = folded_by(&last),
+            let segments = promoted_by(&self.log, entry).map_err(|e| self.log.damaged(entry.position, e))?;
+            match segments.last() {
+                Some(last) => folded = folded_by(last),
                 // An opening states everything: without segments nothing is folded.
                 None if entry.position.slot == 0 => folded = LogEnd::default(),
                 None => {}
@@ -144,15 +144,14 @@ fn folded_by(last: &Promoted) -> LogEnd {
     LogEnd { position: LogPosition { epoch: last.epoch, slot: last.slot }, hash: last.hash, head: last.head }
 }
 
-/// The last segment a manifest object names, if it names one.
-fn last_promoted(log: &EpochLog, entry: &LogEntry) -> Result<Option<Promoted>, FormatError> {
+/// The segments that a manifest object names: all of them for an opening, the new ones for a commit.
+pub(super) fn promoted_by(log: &EpochLog, entry: &LogEntry) -> Result<Vec<Promoted>, FormatError> {
     let (kind, place) = (log.slot_kind(entry.position.slot), log.place(entry.position));
     let (_, body) = open_small(&log.keys, kind, &place, &entry.bytes)?;
-    let mut segments = match entry.position.slot {
+    Ok(match entry.position.slot {
         0 => Manifest::decode(&Opening::decode(&body)?.state)?.segments,
         _ => ManifestCommit::decode(&body)?.segments,
-    };
-    Ok(segments.pop())
+    })
 }
 
 #[async_trait]

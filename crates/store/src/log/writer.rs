@@ -51,6 +51,10 @@ impl LogWriter {
         Self { log, epoch, opening, rules, put: Mutex::default(), fenced: OnceLock::new() }
     }
 
+    pub(super) fn log(&self) -> &EpochLog {
+        &self.log
+    }
+
     /// Our epoch.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -95,6 +99,14 @@ impl LogWriter {
         match self.log.epoch_exists(above).await? {
             false => Ok(()),
             true => Err(self.fence(self.log.epoch_path(above))),
+        }
+    }
+
+    /// The look of rule 6: what was read in our epoch before this call is acknowledged.
+    pub(super) async fn look_before_deleting(&self) -> Result<(), StoreError> {
+        match self.rules.acknowledged_before_deleting {
+            true => self.look().await,
+            false => Ok(()),
         }
     }
 

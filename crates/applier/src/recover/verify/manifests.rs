@@ -1,4 +1,6 @@
 //! The manifest log: every object of its chain, and the newest manifest that can still be read.
+//!
+//! The newest opening states everything, so slots of older epochs may be gone (collected); those that are there are checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,11 +29,18 @@ pub(super) async fn check(
     let skeleton = skeleton(store, keys, machine, log, &BTreeMap::new()).await?;
     check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
     findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
+    let newest = skeleton.slots.last().map_or(0, |position| position.epoch);
+    let mut collected = 0;
     let (mut manifest, mut before) = (Manifest::default(), Some(ObjectHash::default()));
     for position in skeleton.slots {
         let path = segments::path(machine, log, position);
         let Some(object) = fetch(store, &path, findings).await? else {
-            findings.damage(&path, "missing, though the manifest log goes on behind it");
+            match position.epoch < newest {
+                true => collected += 1,
+                false => {
+                    findings.damage(&path, "missing, though the manifest log goes on behind it");
+                }
+            }
             before = None;
             continue;
         };
@@ -48,6 +57,10 @@ pub(super) async fn check(
                 findings.damage(&path, format!("{error}; crash points that only it recorded may be lost"));
             }
         }
+    }
+    if collected > 0 {
+        let note = "slots of older manifest epochs are gone; the newest opening replaces them";
+        findings.notes.push(format!("{collected} {note}"));
     }
     Ok(manifest)
 }

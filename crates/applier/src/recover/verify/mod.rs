@@ -22,6 +22,9 @@ use crate::segments;
 use hits::Hits;
 pub use hits::SeqRange;
 
+/// Times everything is read again because objects were collected meanwhile.
+const RUNS_MAX: u32 = 3;
+
 /// Damages described one by one; a store with more is described by the first of them and a note.
 const DAMAGES_MAX: usize = 1000;
 
@@ -154,6 +157,33 @@ struct KnownPoint {
 /// Reads everything of a machine again. `at` asks about one position, `head_witness` is what somebody outside the store
 /// remembers of its end. Damage is a report, not an error. Errors: the store does not answer, or holds no such machine.
 pub async fn verify(
+    store: &Store,
+    keys: Arc<Keys>,
+    machine: &MachineName,
+    at: Option<Selector>,
+    head_witness: Option<(Seq, RecordDigest)>,
+    progress: Option<ProgressFn>,
+) -> Result<VerifyReport, RecoverError> {
+    let mut run = 1;
+    loop {
+        let before = collectable(store, &keys, machine).await;
+        let report = verify_once(store, keys.clone(), machine, at, head_witness, progress.clone()).await?;
+        // What was listed and then not there may have been collected: then the bound below which objects go has moved.
+        if report.clean() || run == RUNS_MAX || collectable(store, &keys, machine).await == before {
+            return Ok(report);
+        }
+        run += 1;
+    }
+}
+
+/// The epochs of manifest log and stream below which objects may be collected; none when the manifest cannot be read.
+async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<(u64, u64)> {
+    let manifests = crate::manifest::log(store, keys, machine).read_newest().await.ok()?.end.position.epoch;
+    let folded = super::stream_log(store, keys, machine).base.newest().await.ok()?.position.epoch;
+    Some((manifests, folded))
+}
+
+async fn verify_once(
     store: &Store,
     keys: Arc<Keys>,
     machine: &MachineName,

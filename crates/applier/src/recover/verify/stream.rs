@@ -45,7 +45,8 @@ struct Held {
 /// The link of the chain before an object; none when the object before it cannot be read.
 #[derive(Clone, Copy)]
 struct Link {
-    hash: ObjectHash,
+    /// None behind an opening that was collected.
+    hash: Option<ObjectHash>,
     head: LogHead,
 }
 
@@ -62,6 +63,10 @@ struct Walk<'a> {
     hitting: BTreeSet<usize>,
     /// Digest before the next object; none behind one that cannot be read.
     digest: Option<RecordDigest>,
+    /// Openings of epochs below this one may be collected.
+    folded_epoch: u64,
+    /// How many are.
+    collected: u64,
 }
 
 /// Checks the stream.
@@ -89,12 +94,19 @@ pub(super) async fn check(
         findings.notes.push(format!("{} {note}", skeleton.void));
     }
     let mut walk = Walk::new(store, keys, machine, witness, findings);
+    walk.folded_epoch = promoted.keys().next_back().copied().unwrap_or(0);
     let total = skeleton.slots.len() as u64;
     for (done, position) in skeleton.slots.into_iter().enumerate() {
         walk.object(position).await?;
         tell(&progress, Stage::Verifying, done as u64 + 1, total);
     }
-    Ok(walk.walked)
+    let (walked, collected) = (walk.walked, walk.collected);
+    if collected > 0 {
+        findings
+            .notes
+            .push(format!("{collected} openings below the folded epoch are gone; the manifest replaces them"));
+    }
+    Ok(walked)
 }
 
 impl<'a> Walk<'a> {
@@ -113,15 +125,20 @@ impl<'a> Walk<'a> {
             witnessed: None,
             point_digests: BTreeMap::new(),
         };
-        let link = Some(Link { hash: ObjectHash::default(), head: LogHead::default() });
+        let link = Some(Link { hash: Some(ObjectHash::default()), head: LogHead::default() });
         let digest = Some(RecordDigest::default());
         let (held, hitting) = (BTreeMap::new(), BTreeSet::new());
-        Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest }
+        let (folded_epoch, collected) = (0, 0);
+        Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest, folded_epoch, collected }
     }
 
     async fn object(&mut self, position: LogPosition) -> Result<(), RecoverError> {
         let path = segments::path(self.machine, LogKind::Stream, position);
         match fetch(self.store, &path, self.findings).await? {
+            None if position.slot == 0 && position.epoch < self.folded_epoch => {
+                self.collected += 1;
+                self.link = self.link.map(|link| Link { hash: None, ..link });
+            }
             None => {
                 self.unreadable(position, &path, "missing, though the log goes on behind it or the manifest names it")
             }
@@ -133,7 +150,7 @@ impl<'a> Walk<'a> {
                         0 => self.opening(position, &path, &object),
                         _ => self.segment(position, &path, &header, hash, &object).await?,
                     }
-                    self.link = Some(Link { hash, head: header.head });
+                    self.link = Some(Link { hash: Some(hash), head: header.head });
                     self.walked.head = header.head;
                     self.digest = Some(header.head.digest);
                 }
@@ -166,7 +183,8 @@ impl<'a> Walk<'a> {
 
     fn check_link(&mut self, path: &str, header: &ObjectHeader) {
         let Some(link) = self.link else { return };
-        let continues = header.prev_hash == link.hash && header.first_seq == link.head.position.seq.next();
+        let continues =
+            link.hash.is_none_or(|hash| hash == header.prev_hash) && header.first_seq == link.head.position.seq.next();
         if !continues {
             let problem = "it does not continue the object before it: it is of another history, or was replaced";
             let damage = self.findings.damage(path, problem);

@@ -1,0 +1,338 @@
+//! Rule 6: what the store may lose once a manifest is acknowledged, found and deleted by the manifest log's owner.
+//!
+//! ```text
+//!  manifest log   seg/1/…  seg/2/…  │ seg/3/0 seg/3/1 …    ours: opened and looked at, so older epochs may go
+//!  stream         seg/1/0 seg/1/1 seg/1/2 ┊ seg/1/3        1/1 and 1/2 are named; 1/3 is void
+//!                 seg/2/0 ┊                                an epoch that holds nothing
+//!                 seg/3/0 seg/3/1 seg/3/2 ▲ seg/3/3 …      folded up to 3/2: nothing of epoch 3 or above is touched
+//! ```
+//! Garbage are the slots of manifest epochs below ours, and, in stream epochs below the folded one, every slot that the
+//! manifest does not name: openings, voids, and what a late PUT brought back of either. What must hold:
+//!
+//! - Nothing is deleted before a look, made after reading our own epoch of the manifest log, found no newer owner: then
+//!   every later manifest begins with what was read, so what is garbage now stays garbage. A zombie does no harm.
+//! - Epoch objects and named segments are never deleted, nor anything in the folded epoch or behind it. Its opening
+//!   stays too: a writer that attaches looks for the highest opened epoch, finds that one or a higher one, and never
+//!   sees what is gone. So replication needs no manifest, and damage in the manifest log does not stop it.
+//! - LIST only finds what to judge. What it leaves out stays until it is found; what it makes up is judged by its place.
+//! - Any subset of the deletions may have happened when the process dies. The next pass finds the rest.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use format::FormatError;
+use format::manifest::Promoted;
+use format::object::LogKind;
+use futures::stream::{self, TryStreamExt};
+
+use super::entry::Extent;
+use super::newest::promoted_by;
+use super::{EpochLog, LogEntry, LogPosition, LogWriter};
+use crate::StoreError;
+use crate::vault::log_prefix;
+
+/// Deletions between two looks.
+const BATCH_OBJECTS: usize = 64;
+
+/// Deletions in flight at once.
+const DELETES_INFLIGHT: usize = 16;
+
+/// Why an object is garbage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It lies behind the end of its epoch, or in an epoch that the stream leaves out.
+    Void,
+    /// The opening of a stream epoch below the folded one.
+    FoldedOpening,
+    /// A slot of a manifest epoch that a later opening has replaced.
+    OldManifest,
+}
+
+/// An object that may be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Garbage {
+    /// Its path.
+    pub path: String,
+    /// Its size, as listed.
+    pub bytes: u64,
+    /// Why.
+    pub why: Why,
+}
+
+/// Nothing is deleted: something is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The store failed, the manifest cannot be read, or a newer owner has taken over.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object that cannot be placed: nobody knows whether it is needed.
+    #[error("{path} is no object of a log: look at it, and take it away if nothing needs it")]
+    Stray {
+        /// Its path.
+        path: String,
+    },
+    /// A segment that recovery rests on is not listed.
+    #[error("{path} is named by the manifest and not listed: run verify")]
+    NotListed {
+        /// Its path.
+        path: String,
+    },
+    /// The manifest's list is not in the stream's order.
+    #[error("the manifest names {path} out of order: run verify")]
+    Disordered {
+        /// Path of the segment.
+        path: String,
+    },
+}
+
+/// What an acknowledged manifest says is needed.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// The last slot of the manifest log that was read for it.
+    manifest: LogPosition,
+    /// The last segment named.
+    folded: LogPosition,
+    named: BTreeSet<LogPosition>,
+}
+
+impl Proof {
+    fn new(manifest: LogPosition, stream: &EpochLog, segments: &[Promoted]) -> Result<Self, CollectError> {
+        let (mut named, mut folded) = (BTreeSet::new(), LogPosition::default());
+        for segment in segments {
+            let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+            if position <= folded || position.slot == 0 {
+                return Err(CollectError::Disordered { path: stream.slot_path(position) });
+            }
+            folded = position;
+            named.insert(position);
+        }
+        Ok(Self { manifest, folded, named })
+    }
+
+    /// Why the slot is garbage; none when it is needed or may be.
+    pub fn judge(&self, log: LogKind, position: LogPosition) -> Option<Why> {
+        match log {
+            LogKind::Manifest => (position.epoch < self.manifest.epoch).then_some(Why::OldManifest),
+            LogKind::Stream if position.epoch >= self.folded.epoch || self.named.contains(&position) => None,
+            LogKind::Stream if position.slot == 0 => Some(Why::FoldedOpening),
+            LogKind::Stream => Some(Why::Void),
+        }
+    }
+}
+
+/// What may be deleted, in order of path, and the proof that it may.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The proof.
+    pub proof: Proof,
+    /// The objects.
+    pub garbage: Vec<Garbage>,
+}
+
+impl Plan {
+    /// Says of one object why it may go.
+    pub fn explain(&self, garbage: &Garbage) -> String {
+        let Proof { manifest, folded, .. } = &self.proof;
+        let manifest = format!("manifest epoch {} slot {}", manifest.epoch, manifest.slot);
+        let (path, folded) = (&garbage.path, format!("epoch {} slot {}", folded.epoch, folded.slot));
+        match garbage.why {
+            Why::Void => format!("{path}: void, {manifest} names every segment up to {folded} and not this one"),
+            Why::FoldedOpening => format!("{path}: opening below {folded}, where {manifest} has named every segment"),
+            Why::OldManifest => format!("{path}: replaced by the opening of the epoch of {manifest}"),
+        }
+    }
+}
+
+/// What a pass has deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Void slots.
+    pub void: u64,
+    /// Openings of the stream.
+    pub openings: u64,
+    /// Slots of older manifest epochs.
+    pub manifests: u64,
+    /// Bytes of them all.
+    pub bytes: u64,
+    /// Objects of the plan that the pass did not come to.
+    pub left: u64,
+}
+
+impl Collected {
+    /// Objects deleted.
+    pub fn objects(&self) -> u64 {
+        self.void + self.openings + self.manifests
+    }
+
+    fn count(&mut self, garbage: &Garbage) {
+        match garbage.why {
+            Why::Void => self.void += 1,
+            Why::FoldedOpening => self.openings += 1,
+            Why::OldManifest => self.manifests += 1,
+        }
+        self.bytes += garbage.bytes;
+        self.left -= 1;
+    }
+}
+
+impl fmt::Display for Collected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { void, openings, manifests, bytes, left } = self;
+        write!(f, "{void} void slots, {openings} openings and {manifests} old manifest slots deleted, {bytes} bytes")?;
+        if *left > 0 {
+            write!(f, "; {left} are left for the next pass")?;
+        }
+        Ok(())
+    }
+}
+
+impl LogWriter {
+    /// What may be deleted now of both logs of our machine. We own its manifest log; `stream` is its stream. Deletes
+    /// nothing. Errors: a doubt, or the store; `Fenced` when we are not the owner any more.
+    pub async fn plan_collection(&self, stream: &EpochLog) -> Result<Plan, CollectError> {
+        let proof = self.proof(stream).await?;
+        let mut garbage = Vec::new();
+        for log in [self.log(), stream] {
+            let mut missing = match log.kind {
+                LogKind::Stream => proof.named.clone(),
+                LogKind::Manifest => BTreeSet::new(),
+            };
+            let prefix = log_prefix(&log.machine, log.kind);
+            for (path, bytes) in log.store.list(&prefix).await? {
+                match place_of(&prefix, &path) {
+                    Place::Unknown => return Err(CollectError::Stray { path }),
+                    Place::Epoch => {}
+                    Place::Slot(position) => {
+                        missing.remove(&position);
+                        garbage.extend(proof.judge(log.kind, position).map(|why| Garbage { path, bytes, why }));
+                    }
+                }
+            }
+            if let Some(position) = missing.first() {
+                return Err(CollectError::NotListed { path: stream.slot_path(*position) });
+            }
+        }
+        Ok(Plan { proof, garbage })
+    }
+
+    /// Deletes up to `objects_max` objects of a plan that this owner made. May be run again after any error.
+    /// Errors: `Fenced`, `Unavailable`; what is left of the plan stays.
+    pub async fn collect(&self, plan: &Plan, objects_max: usize) -> Result<Collected, StoreError> {
+        assert_eq!(plan.proof.manifest.epoch, self.epoch(), "an owner collects by its own plan");
+        let store = &self.log().store;
+        let mut collected = Collected { left: plan.garbage.len() as u64, ..Collected::default() };
+        let now = &plan.garbage[..objects_max.min(plan.garbage.len())];
+        for batch in now.chunks(BATCH_OBJECTS) {
+            // Not needed for safety: the proof holds for ever. An owner that was replaced leaves the work to the new one.
+            self.look_before_deleting().await?;
+            let deletions = stream::iter(batch.iter().map(Ok));
+            deletions.try_for_each_concurrent(DELETES_INFLIGHT, |garbage| store.delete(&garbage.path)).await?;
+            batch.iter().for_each(|garbage| collected.count(garbage));
+        }
+        Ok(collected)
+    }
+
+    /// Reads what our own epoch of the manifest log says, and makes sure that it is acknowledged.
+    async fn proof(&self, stream: &EpochLog) -> Result<Proof, CollectError> {
+        let (log, epoch) = (self.log(), self.epoch());
+        let Some((opening, _)) = log.read_opening(epoch).await? else {
+            // A newer owner may have deleted it.
+            self.look_before_deleting().await?;
+            let path = log.slot_path(LogPosition { epoch, slot: 0 });
+            let because = "its epoch is the newest of the manifest log".to_owned();
+            return Err(StoreError::Missing { path, because }.into());
+        };
+        let mut entries = vec![opening];
+        let opened = entries[0].end();
+        let end = log.scan(opened, Extent::Whole, |entry| entries.push(entry)).await?;
+        // Rule 3: all that was read was put before this look. Only we write here, so it is what we have put.
+        self.look_before_deleting().await?;
+        let refused = |entry: &LogEntry, source: FormatError| log.damaged(entry.position, source);
+        let mut segments = Vec::new();
+        for entry in &entries {
+            segments.extend(promoted_by(log, entry).map_err(|source| refused(entry, source))?);
+        }
+        Proof::new(end.position, stream, &segments)
+    }
+}
+
+/// What a path below a log's prefix is.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Epoch,
+    Slot(LogPosition),
+    Unknown,
+}
+
+fn place_of(prefix: &str, path: &str) -> Place {
+    let digits = |text: &str| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let number = |text: &str| digits(text).then(|| u64::from_str_radix(text, 16).ok()).flatten();
+    let name = path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
+    let parts: Vec<_> = name.unwrap_or_default().split('/').collect();
+    match parts[..] {
+        ["epoch", epoch] if number(epoch).is_some() => Place::Epoch,
+        ["seg", epoch, slot] => match number(epoch).zip(number(slot)) {
+            Some((epoch, slot)) if epoch > 0 => Place::Slot(LogPosition { epoch, slot }),
+            _ => Place::Unknown,
+        },
+        _ => Place::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(epoch: u64, slot: u64) -> LogPosition {
+        LogPosition { epoch, slot }
+    }
+
+    #[test]
+    fn only_what_the_manifest_makes_needless_is_judged_garbage() {
+        let named = [at(1, 1), at(1, 2), at(3, 1), at(3, 2)];
+        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), named: named.into() };
+        let check = |log, position, expected| assert_eq!(proof.judge(log, position), expected, "{log:?} {position:?}");
+        check(LogKind::Stream, at(1, 0), Some(Why::FoldedOpening));
+        check(LogKind::Stream, at(1, 3), Some(Why::Void));
+        check(LogKind::Stream, at(2, 0), Some(Why::FoldedOpening));
+        check(LogKind::Stream, at(2, 1), Some(Why::Void));
+        named.into_iter().for_each(|position| check(LogKind::Stream, position, None));
+        // The folded epoch and what follows: its opening stays, and behind the folded slot nothing is decided.
+        for position in [at(3, 0), at(3, 3), at(4, 0), at(4, 1), at(u64::MAX, 0)] {
+            check(LogKind::Stream, position, None);
+        }
+        check(LogKind::Manifest, at(3, 0), Some(Why::OldManifest));
+        check(LogKind::Manifest, at(3, 9), Some(Why::OldManifest));
+        check(LogKind::Manifest, at(4, 0), None);
+        check(LogKind::Manifest, at(4, 9), None);
+        check(LogKind::Manifest, at(5, 0), None);
+    }
+
+    #[test]
+    fn a_manifest_that_names_nothing_condemns_nothing_of_the_stream() {
+        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), named: BTreeSet::new() };
+        for position in [at(1, 0), at(1, 1), at(9, 9)] {
+            assert_eq!(proof.judge(LogKind::Stream, position), None);
+        }
+    }
+
+    #[test]
+    fn a_path_is_placed_exactly_or_not_at_all() {
+        let n = "000000000000000a";
+        assert_eq!(place_of("m/stream", &format!("m/stream/epoch/{n}")), Place::Epoch);
+        assert_eq!(place_of("m/stream", &format!("m/stream/seg/{n}/{n}")), Place::Slot(at(10, 10)));
+        for path in [
+            format!("m/manifest/seg/{n}/{n}"),
+            format!("m/streams/seg/{n}/{n}"),
+            format!("m/stream/seg/{n}"),
+            format!("m/stream/seg/{n}/{n}/{n}"),
+            format!("m/stream/seg/a/{n}"),
+            format!("m/stream/seg/+00000000000000a/{n}"),
+            format!("m/stream/seg/000000000000000A/{n}"),
+            format!("m/stream/seg/0000000000000000/{n}"),
+            format!("m/stream/other/{n}"),
+        ] {
+            assert_eq!(place_of("m/stream", &path), Place::Unknown, "{path}");
+        }
+    }
+}
