@@ -20,6 +20,8 @@ mod core;
 mod drainer;
 mod error;
 mod flush;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
 pub mod fuzzing;
 mod locks;
 mod map;
