@@ -20,6 +20,7 @@ mod core;
 mod drainer;
 mod error;
 mod flush;
+mod flush_group;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -37,6 +38,7 @@ mod spool;
 mod spooler;
 mod state_dir;
 mod status;
+mod sync;
 mod watchman;
 
 pub use agent::{Agent, AgentParts, LABEL_BYTES_MAX};
@@ -47,5 +49,9 @@ pub use seams::{Clock, Dialer, Random, SystemClock, SystemRandom};
 pub use state_dir::{StateDir, StateFile};
 pub use status::{AgentStatus, Counters, DrainProgress, RefusalStatus};
 
+#[cfg(test)]
+mod locks_tests;
+#[cfg(test)]
+mod scheduled;
 #[cfg(test)]
 mod tests;

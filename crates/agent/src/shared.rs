@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::AgentConfig;
 use crate::core::Core;
-use crate::flush::FlushGroup;
+use crate::flush_group::FlushGroup;
 use crate::locks::ExtentLocks;
 use crate::metric::Metrics;
 use crate::regions::Batch;
