@@ -169,6 +169,7 @@ async fn drain_extent(
 
 /// Locks what is about to be read. Always, but in the test that shows what becomes of drain reads without their lock.
 async fn lock(shared: &Shared, disk: usize, piece: Extent) -> Option<ExtentLock> {
+    // Relaxed: a switch that a test sets before the drain begins.
     #[cfg(test)]
     if shared.drain_without_locks.load(std::sync::atomic::Ordering::Relaxed) {
         return None;

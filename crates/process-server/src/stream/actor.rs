@@ -382,6 +382,8 @@ impl Actor {
         }
         let credit = acknowledged.iter().map(|segment| segment.cost).sum();
         if let Some(session) = &self.session {
+            // AcqRel: its partner is the session's addition. Before the agent is told, so that it is never found over
+            // its window for having heard.
             session.in_flight.fetch_sub(credit, Ordering::AcqRel);
             session.outbox.stored(Stored { seq: last.head.position.seq, digest: last.head.digest }, credit);
         }
@@ -415,6 +417,7 @@ impl Actor {
             live.segments = self.epoch.as_ref().map_or(0, |epoch| epoch.segments().len());
             live.uploads = self.epoch.as_ref().map_or(0, OpenEpoch::uploads);
             live.waiting = self.pending.len();
+            // Acquire: its partners are both changes of the number; for display.
             live.in_flight = session.map_or(0, |session| session.in_flight.load(Ordering::Acquire));
         });
     }
