@@ -1,4 +1,4 @@
-//! Everything an NBD client may send. The body and what must hold stand in `nbd::fuzzing`.
+//! Everything an NBD client may send, and what a good one does. The body and what must hold stand in `nbd::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nbd::fuzzing::nbd(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore_fuzz::watched(data, farshore_fuzz::cap::NBD, nbd::fuzzing::nbd));

@@ -1,4 +1,8 @@
 //! Whole objects, with and without a right authentication code, and their dump. The body and what must hold stand in `format::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| format::fuzzing::object(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore_fuzz::watched(
+    data,
+    farshore_fuzz::cap::OBJECT,
+    format::fuzzing::object
+));

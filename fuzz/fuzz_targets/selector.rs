@@ -1,4 +1,8 @@
 //! Selectors as users type them. The body and what must hold stand in `farshore::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore::fuzzing::selector(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore_fuzz::watched(
+    data,
+    farshore_fuzz::cap::SELECTOR,
+    farshore::fuzzing::selector
+));

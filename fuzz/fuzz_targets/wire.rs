@@ -1,4 +1,8 @@
 //! Frames between agent and process server. The body and what must hold stand in `format::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| format::fuzzing::wire(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore_fuzz::watched(
+    data,
+    farshore_fuzz::cap::WIRE,
+    format::fuzzing::wire
+));

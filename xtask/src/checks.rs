@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{run, run_with};
 use crate::table::Stages;
-use crate::{tidy, tools};
+use crate::{fuzz, tidy, tools};
 
 /// One profile for all tests, so that nothing is built twice: optimised, with every check on.
 const PROFILE: [&str; 2] = ["--profile", "ci"];
@@ -45,6 +45,7 @@ pub fn test() -> Result<()> {
     stages.run("unit tests", || cargo("test", &["--workspace", "--lib", "--bins"]))?;
     stages.run("install emulators", || tools::azurite().and(tools::moto()).map(|_| ()))?;
     stages.run("simulation, real parts", real_parts)?;
+    stages.run("fuzz", || fuzz::run(None, fuzz::Form::Ci))?;
     stages.run("deny", || deny(false))?;
     stages.run("release build", || run("cargo", &["build", "--release"]))?;
     stages.run("no switches in release", release_is_unarmed)?;

@@ -43,6 +43,12 @@ enum Chore {
         /// Seconds for each target.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// The bounded form: the whole corpus, then a few seconds for each target, two at a time.
+        #[arg(long, conflicts_with_all = ["target", "seconds", "minimise"])]
+        ci: bool,
+        /// Make corpus and new finds together as small as they reach as far, and the corpus of that.
+        #[arg(long, conflicts_with = "seconds")]
+        minimise: bool,
     },
     /// Whole systems under one seed: fresh seeds with everything going wrong, judged by every oracle.
     Simulate {
@@ -77,7 +83,14 @@ fn main() -> Result<()> {
         Chore::Check => checks::check(),
         Chore::Test => checks::test(),
         Chore::Deny { advisories } => checks::deny(advisories),
-        Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Chore::Fuzz { target, seconds, ci, minimise } => {
+            let form = match (ci, minimise) {
+                (true, _) => fuzz::Form::Ci,
+                (_, true) => fuzz::Form::Minimise,
+                _ => fuzz::Form::Long(seconds),
+            };
+            fuzz::run(target.as_deref(), form)
+        }
         Chore::Simulate { seeds, first, seed, rules } => {
             checks::simulate(&checks::Simulate { seeds, first, seed, rules })
         }

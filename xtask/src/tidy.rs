@@ -111,7 +111,8 @@ fn dependencies_documented() -> Result<Vec<String>> {
 /// Whether a whole file is test code.
 fn is_test(path: &Path) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    name.ends_with("tests.rs") || path.components().any(|c| c.as_os_str() == "tests")
+    name.ends_with("tests.rs")
+        || path.components().any(|c| ["tests", "scheduled"].iter().any(|dir| c.as_os_str() == *dir))
 }
 
 /// Checks of one source file.
@@ -129,11 +130,43 @@ fn rust_file(path: &Path, text: &str) -> Vec<String> {
             println!("large file: {shown}: {lines} lines of non-test code");
         }
     }
+    if !is_test(path) {
+        wrong.extend(orderings_without_partner(path, text));
+    }
     // Spelled in two halves, so that this file does not find itself.
     let holes = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("#[ig", "nore"), concat!("FIX", "ME")];
     for (number, line) in text.lines().enumerate() {
         for hole in holes.iter().filter(|h| line.contains(**h)) {
             wrong.push(format!("{shown}:{}: {hole} is a hole", number + 1));
+        }
+    }
+    wrong
+}
+
+/// Orderings of atomics, as they are spelled where they are used.
+const ORDERINGS: [&str; 5] = ["Relaxed", "Acquire", "Release", "AcqRel", "SeqCst"];
+
+/// How far above an ordering its comment may begin.
+const ORDERING_COMMENT_LINES: usize = 3;
+
+/// Each ordering of an atomic has a comment that names it and says who its partner is, or why relaxed is enough: on its
+/// line or shortly above, one for several in a row.
+fn orderings_without_partner(path: &Path, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().take_while(|line| *line != "mod tests {").collect();
+    let used = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        ORDERINGS.into_iter().find(|name| code.contains(&format!("Ordering::{name}")))
+    };
+    let comment_names = |line: &str, name: &str| {
+        line.split_once("//").is_some_and(|(_, comment)| comment.to_lowercase().contains(&name.to_lowercase()))
+    };
+    let mut wrong = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(name) = used(line) else { continue };
+        let near = &lines[at.saturating_sub(ORDERING_COMMENT_LINES)..=at];
+        if !near.iter().any(|line| comment_names(line, name)) {
+            let shown = path.display();
+            wrong.push(format!("{shown}:{}: Ordering::{name} names no partner: say it in a comment above", at + 1));
         }
     }
     wrong
@@ -181,6 +214,25 @@ mod tests {
         for good in ["/dev/sda", "/var/lib/farshore", "/status", "a/b", "//", "/{}/x", "/usr/share/x"] {
             assert!(!absolute(good), "{good}");
         }
+    }
+
+    #[test]
+    fn an_ordering_names_its_partner_in_a_comment() {
+        let file = |lines: &[&str]| orderings_without_partner(Path::new("crates/x/src/a.rs"), &lines.join("\n")).len();
+        let (load, comment) =
+            ("    flag.load(Ordering::Acquire);", "    // Acquire: its partner is the store in `stop`.");
+        assert_eq!(file(&[load]), 1);
+        assert_eq!(file(&["    // Stops the writers.", load]), 1, "a comment that does not name the ordering");
+        assert_eq!(file(&[comment, "", "", "", load]), 1, "a comment far away");
+        assert_eq!(file(&["// Relaxed: a count.", load]), 1, "a comment on another ordering");
+        assert_eq!(file(&[comment, load]), 0);
+        assert_eq!(file(&["    flag.load(Ordering::Acquire); // acquire: pairs with `stop`"]), 0);
+        assert_eq!(
+            file(&["// Relaxed, all three: gauges.", "a.fetch_add(1, std::sync::atomic::Ordering::Relaxed);"]),
+            0
+        );
+        assert_eq!(file(&["std::cmp::Ordering::Less", "use std::sync::atomic::Ordering;", "// Ordering::Relaxed"]), 0);
+        assert_eq!(file(&["#[cfg(test)]", "mod tests {", load]), 0);
     }
 
     #[test]

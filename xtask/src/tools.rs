@@ -37,9 +37,6 @@ const MOTO: &str = "moto[server]==5.2.5";
 /// cargo-deny, from crates.io.
 const CARGO_DENY: &str = "0.20.2";
 
-/// cargo-fuzz, from crates.io.
-const CARGO_FUZZ: &str = "0.13.2";
-
 /// Where tools of our own are put.
 fn tools_dir() -> PathBuf {
     crate::command::root().join("target").join("tools")
@@ -113,11 +110,6 @@ pub fn moto() -> Result<PathBuf> {
 /// Installs cargo-deny.
 pub fn cargo_deny() -> Result<()> {
     cargo_tool("cargo-deny", CARGO_DENY, &["--no-default-features"])
-}
-
-/// Installs cargo-fuzz.
-pub fn cargo_fuzz() -> Result<()> {
-    cargo_tool("cargo-fuzz", CARGO_FUZZ, &[])
 }
 
 fn cargo_tool(name: &str, version: &str, more: &[&str]) -> Result<()> {

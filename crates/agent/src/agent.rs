@@ -352,6 +352,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shared.core().stopping = true;
+        // Release: its partner is the acquire of a writer that wakes up, in the splitter.
         self.shared.dead.store(true, std::sync::atomic::Ordering::Release);
         // Writers that wait for a commit nobody will make wake up, see that the agent is dead, and submit nothing.
         self.shared.committed.set(u64::MAX);

@@ -1,10 +1,7 @@
 //! FLUSH of a source, and the clearing of regions that it makes possible.
 //!
-//! Flushes of one disk run one at a time, because Linux reports a failed write-back to one caller only: with two in
-//! flight, one could fail and the other, reporting success, would vouch for what was lost. Requests that arrive while
-//! one runs share the next.
+//! Who may share a flush with whom is `flush_group`'s to say.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use probe::Rule;
@@ -18,45 +15,19 @@ const CLEAR_INTERVAL: Duration = Duration::from_secs(5);
 /// Least time between two clearings asked for because too many regions are active.
 const CLEAR_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
-/// Serialises and shares the flushes of one disk.
-#[derive(Default)]
-pub(crate) struct FlushGroup {
-    /// Requests that arrived so far.
-    arrived: AtomicU64,
-    last: tokio::sync::Mutex<Flushed>,
-}
-
-#[derive(Default)]
-struct Flushed {
-    /// Requests that had arrived when the last flush was issued.
-    covers: u64,
-    error: Option<std::io::ErrorKind>,
-    /// A failure that only we saw. Linux reports it once, so the next client's flush would succeed and vouch for what
-    /// was lost: it is owed this error instead.
-    owed: Option<std::io::ErrorKind>,
-}
-
 /// Flushes a source for a client, who is told of every failure since its last flush, whoever met it.
 pub(crate) async fn flush_for_client(shared: &Shared, disk: usize) -> std::io::Result<()> {
-    let result = flush_source(shared, disk).await;
-    let owed = shared.disks[disk].flushes.last.lock().await.owed.take();
-    match owed {
-        Some(kind) if result.is_ok() => Err(kind.into()),
-        _ => result,
-    }
+    shared.disks[disk].flushes.share_for_client(|| issue(shared, disk)).await
 }
 
 /// Flushes a source: everything completed before the call is durable, or the regions concerned are to drain. Must run
 /// to its end: callers that may be cancelled spawn it.
 pub(crate) async fn flush_source(shared: &Shared, disk: usize) -> std::io::Result<()> {
-    let group = &shared.disks[disk].flushes;
-    // Relaxed: the number only orders requests against flushes, and those are ordered by the mutex below.
-    let request = group.arrived.fetch_add(1, Ordering::Relaxed) + 1;
-    let mut last = group.last.lock().await;
-    if last.covers >= request {
-        return last.error.map_or(Ok(()), |kind| Err(kind.into()));
-    }
-    last.covers = group.arrived.load(Ordering::Relaxed);
+    shared.disks[disk].flushes.share(|| issue(shared, disk)).await
+}
+
+/// One flush of the source, and what it means for the regions.
+async fn issue(shared: &Shared, disk: usize) -> std::io::Result<()> {
     let ticket = shared.core().disks[disk].regions.flush_ticket();
     probe::failpoint!("agent-source-flush-before");
     let result = shared.disks[disk].source.flush().await;
@@ -64,15 +35,8 @@ pub(crate) async fn flush_source(shared: &Shared, disk: usize) -> std::io::Resul
     let now = shared.now();
     let mut core = shared.core();
     match &result {
-        Ok(()) => {
-            core.disks[disk].regions.flush_succeeded(ticket);
-            last.error = None;
-        }
-        Err(e) => {
-            core.flush_failed(now, disk, &e.to_string());
-            last.error = Some(e.kind());
-            last.owed = Some(e.kind());
-        }
+        Ok(()) => core.disks[disk].regions.flush_succeeded(ticket),
+        Err(e) => core.flush_failed(now, disk, &e.to_string()),
     }
     shared.ring_after_change(core);
     result

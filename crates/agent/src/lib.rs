@@ -20,6 +20,9 @@ mod core;
 mod drainer;
 mod error;
 mod flush;
+mod flush_group;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
 pub mod fuzzing;
 mod locks;
 mod map;
@@ -35,6 +38,7 @@ mod spool;
 mod spooler;
 mod state_dir;
 mod status;
+mod sync;
 mod watched;
 mod watchman;
 
@@ -46,5 +50,9 @@ pub use seams::{Clock, Dialer, Random, SystemClock, SystemRandom};
 pub use state_dir::{StateDir, StateFile};
 pub use status::{AgentStatus, Counters, DrainProgress, RefusalStatus};
 
+#[cfg(test)]
+mod locks_tests;
+#[cfg(test)]
+mod scheduled;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::agent::AgentParts;
 use crate::config::AgentConfig;
 use crate::core::Core;
-use crate::flush::FlushGroup;
+use crate::flush_group::FlushGroup;
 use crate::locks::ExtentLocks;
 use crate::metric::Metrics;
 use crate::regions::Batch;

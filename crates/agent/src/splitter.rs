@@ -109,6 +109,7 @@ impl Splitter {
         };
         if let Some(batch) = wait {
             self.wait_for_map(batch).await;
+            // Acquire: its partner is the release in the agent's drop, made before the wait is ended.
             if shared.dead.load(std::sync::atomic::Ordering::Acquire) {
                 // The wait ended because the agent did: the bits may not be durable, so nothing is submitted.
                 return Err(Errno::Shutdown);

@@ -20,6 +20,7 @@ pub mod context;
 pub mod control;
 pub mod demo;
 pub mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod init;

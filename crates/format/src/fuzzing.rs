@@ -1,17 +1,26 @@
 //! Bodies of the fuzz targets, kept here so that ordinary tests run them over the corpus and seeded mutations too.
 //!
-//! Each takes any bytes. What must hold: nothing panics, and whatever is decoded encodes to bytes that decode to it.
+//! Each takes any bytes, once as an encoding and once as the source of a value. What must hold: nothing panics, whatever
+//! is decoded encodes to bytes that decode to it, and whatever is encoded decodes to what it was. How much may be
+//! allocated meanwhile is watched by the fuzzer (`fuzz/src/lib.rs`).
 
+use arbitrary::Unstructured;
 use bytes::Bytes;
 
 use crate::keys::{Keys, VaultKey};
 use crate::manifest::{Manifest, ManifestCommit};
-use crate::object::{HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Opening, header_offset};
-use crate::seal::TABLE_NUMBER;
-use crate::segment::TABLE_VERSIONS;
-use crate::segment::{ChunkAt, FrameInfo, FrameOpener, SegmentReader, Table, check_table, decode_table};
+use crate::object::{
+    HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Opening, SmallObject, header_offset, open_small, seal_small_with,
+};
+use crate::seal::{Packing, TABLE_NUMBER};
+use crate::segment::{
+    ChunkAt, Commit, FrameInfo, FrameOpener, FrameSealer, SealedSegment, SegmentReader, TABLE_VERSIONS, Table,
+    assemble, check_table, decode_table, open_segment,
+};
 use crate::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind};
-use crate::{Codec, FormatError, decompress, dump, versioned};
+use crate::{Codec, Compressor, FormatError, Level, decompress, dump, versioned};
+
+mod build;
 
 /// The key of every golden file and corpus entry. It guards nothing.
 pub fn keys() -> Keys {
@@ -30,18 +39,25 @@ pub fn wire(data: &[u8]) {
     if let Some((kind, payload)) = data.split_first() {
         payload_of(FrameKind::ALL[usize::from(*kind) % FrameKind::ALL.len()], payload);
     }
+    if let Ok(frame) = build::frame(&mut Unstructured::new(data)) {
+        frame_comes_back(&frame);
+    }
 }
 
 fn payload_of(kind: FrameKind, payload: &[u8]) {
     let Ok(frame) = Frame::decode(kind, Bytes::copy_from_slice(payload)) else { return };
     assert_eq!(frame.kind(), kind);
-    let long_refusal = matches!(&frame, Frame::Refused(refused) if refused.text.len() > 4096);
+    if !matches!(&frame, Frame::Refused(refused) if refused.text.len() > 4096) {
+        frame_comes_back(&frame);
+    }
+}
+
+fn frame_comes_back(frame: &Frame) {
     let bytes = frame.encode().concat();
     let (header, payload) = bytes.split_first_chunk().expect("encoded frames have a header");
     let header = FrameHeader::parse(header).expect("own header");
     header.check(payload).expect("own checksum");
-    let again = Frame::decode(header.kind, Bytes::copy_from_slice(payload)).expect("own payload");
-    assert!(again == frame || long_refusal, "{again:?} is not {frame:?}");
+    assert_eq!(&Frame::decode(header.kind, Bytes::copy_from_slice(payload)).expect("own payload"), frame);
 }
 
 /// A plain record table, a sealed segment, or packed frame bytes.
@@ -75,6 +91,44 @@ pub fn segment(data: &[u8]) {
     };
     let opened = FrameOpener::new(&keys, ObjectId([0; 32])).open(&frame, data);
     assert!(opened.is_err(), "nobody can forge a frame");
+    let _ = built_segment(&keys, &mut Unstructured::new(data));
+}
+
+/// A whole segment of the fuzzer's choice: sealed, put together, opened.
+fn built_segment(keys: &Keys, u: &mut Unstructured) -> arbitrary::Result<()> {
+    let (frames, references) = (build::frames(u)?, build::references(u)?);
+    let records =
+        build::records(u, build::RANGE_SECTORS_MAX, |u, extent| build::pieces(u, extent, &frames, references.len()))?;
+    let (place, prev_hash, mut head, gc_seen) = build::segment_place(u)?;
+    let last = records.last().expect("at least one");
+    (head.position.seq, head.time) = (last.seq, last.time);
+    head.map_version = records.iter().map(|record| record.map_version).max().expect("at least one");
+
+    let sealer = FrameSealer::new(keys, ObjectId(u.arbitrary()?));
+    let mut compressor = Compressor::new();
+    let mut seal = |(number, plain): &(u32, Vec<u8>)| {
+        let (codec, packed) = match number % 3 {
+            0 => compressor.compress_lz4(plain),
+            1 => compressor.compress(Level::Normal, plain),
+            _ => (Codec::Raw, plain.clone()),
+        };
+        sealer.seal(*number, codec, plain.len() as u32, packed)
+    };
+    let sealed = frames.iter().rev().map(&mut seal).collect();
+    let commit = Commit { place: place.clone(), prev_hash, head, gc_seen };
+    let segment = assemble(keys, &sealer, commit, sealed, references.clone(), records.clone());
+    let SealedSegment { header, parts, .. } = segment;
+
+    let object = parts.concat();
+    let reader = open_segment(keys, &place, &object).expect("own segment");
+    assert_eq!(reader.header(), &header);
+    assert_eq!((&reader.table().references, &reader.table().records), (&references, &records));
+    for (number, plain) in &frames {
+        let range = reader.frame_range(*number).expect("own frame");
+        let opened = reader.open(*number, &object[range.start as usize..range.end as usize]);
+        assert_eq!(opened.as_ref(), Ok(plain));
+    }
+    Ok(())
 }
 
 /// Gives the table a header that fits its ends; when it passes, every index in it must be usable.
@@ -137,6 +191,20 @@ pub fn manifest(data: &[u8]) {
     same_again(data, ManifestCommit::decode, ManifestCommit::encode);
     same_again(data, Opening::decode, Opening::encode);
     let _ = VaultKey::parse(&String::from_utf8_lossy(data));
+    let source = || Unstructured::new(data);
+    comes_back(build::manifest(&mut source()), Manifest::decode, Manifest::encode);
+    comes_back(build::manifest_commit(&mut source()), ManifestCommit::decode, ManifestCommit::encode);
+    comes_back(build::opening(&mut source()), Opening::decode, Opening::encode);
+}
+
+fn comes_back<T: PartialEq + std::fmt::Debug>(
+    built: arbitrary::Result<T>,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    encode: impl Fn(&T) -> Vec<u8>,
+) {
+    if let Ok(value) = built {
+        assert_eq!(decode(&encode(&value)).as_ref(), Ok(&value));
+    }
 }
 
 fn same_again<T: PartialEq + std::fmt::Debug>(
@@ -168,6 +236,19 @@ pub fn object(data: &[u8]) {
     if let Ok(dump) = dump::dump(Some(&keys), &bytes) {
         let _ = dump.to_string();
     }
+    let _ = built_object(&keys, &mut Unstructured::new(data));
+}
+
+/// A small object of the fuzzer's choice: sealed and opened.
+fn built_object(keys: &Keys, u: &mut Unstructured) -> arbitrary::Result<()> {
+    let (kind, place, prev_hash, head, gc_seen, body) = build::small(u)?;
+    let id = ObjectId(u.arbitrary()?);
+    let object = SmallObject { kind, place: place.clone(), prev_hash, head, gc_seen, body: &body };
+    let bytes = seal_small_with(keys, id, Packing::WhenItPays, &object);
+    let (header, opened) = open_small(keys, kind, &place, &bytes).expect("own object");
+    assert_eq!((header.id, header.prev_hash, header.head, header.gc_seen), (id, prev_hash, head, gc_seen));
+    assert_eq!(opened, body);
+    Ok(())
 }
 
 #[cfg(test)]

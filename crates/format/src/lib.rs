@@ -7,6 +7,7 @@ mod check;
 mod codec;
 pub mod dump;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(test)]

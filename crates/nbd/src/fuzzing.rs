@@ -1,5 +1,6 @@
-//! The door for the fuzzer: any bytes as everything a client ever sends.
+//! The door for the fuzzer: any bytes as everything a client ever sends, and as a choice of what a good client does.
 //!
+//! A request that is read is written as the same bytes; what a good client writes is what it reads. For the first:
 //! Input is bytes only, output goes nowhere, the disk is tiny, so whatever breaks here breaks by the bytes alone. The
 //! unit test below walks the same door with mutations of good conversations, so that each build tries a few thousand.
 
@@ -8,13 +9,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use arbitrary::Unstructured;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::memory::MemoryExport;
-use crate::server;
+use crate::protocol::Request;
+use crate::{Client, server};
 
 /// The disk's size in bytes.
-const DISK_BYTES: u64 = 64 << 10;
+pub const DISK_BYTES: u64 = 64 << 10;
+
+/// What a client may make the server hold, whatever it says: each request in flight has at most the disk's size as its
+/// payload; one that claims more is refused before anything is allocated.
+pub const SERVER_BYTES_MAX: usize = (server::STREAM_INFLIGHT_MAX + 1) * DISK_BYTES as usize;
+
+/// Most operations of the good client.
+const OPERATIONS_MAX: usize = 12;
 
 /// Reads from bytes, swallows what is written.
 struct Script {
@@ -50,6 +60,60 @@ pub fn nbd(data: &[u8]) {
     let disk = Arc::new(MemoryExport::new(DISK_BYTES));
     // Both ends of a conversation are fine here, the good and the refused; only a panic is a finding.
     let _ = runtime.block_on(converse(data, disk));
+    data.windows(Request::BYTES).filter_map(|window| window.try_into().ok()).for_each(request_comes_back);
+    runtime.block_on(good_client(&mut Unstructured::new(data)));
+}
+
+fn request_comes_back(bytes: &[u8; Request::BYTES]) {
+    if let Ok(request) = Request::decode(bytes) {
+        assert_eq!(request.encode(), *bytes, "every byte of a request means something");
+    }
+}
+
+/// Does what the bytes choose, and compares what it reads with a disk of its own.
+async fn good_client(u: &mut Unstructured<'_>) {
+    let (near, far) = tokio::io::duplex(16 << 10);
+    let served = tokio::spawn(server::serve_stream(Box::new(far), "disk", Arc::new(MemoryExport::new(DISK_BYTES))));
+    let client = Client::over(Box::new(near), "disk").await.expect("the server takes a good client");
+    let mut model = vec![0u8; DISK_BYTES as usize];
+    // The bytes are used up at some point; what was done until then stands.
+    let _ = operate(u, &client, &mut model).await;
+    let all = client.read(0, DISK_BYTES as u32).await.expect("a read within the disk");
+    assert!(all == model, "what was written is not what is read");
+    client.disconnect().await.expect("a goodbye is heard");
+    served.await.expect("the server does not panic").expect("a good client is served to its end");
+}
+
+async fn operate(u: &mut Unstructured<'_>, client: &Client, model: &mut [u8]) -> arbitrary::Result<()> {
+    let sectors = DISK_BYTES / 512;
+    for _ in 0..u.int_in_range(0..=OPERATIONS_MAX)? {
+        let first = u.int_in_range(0..=sectors - 1)?;
+        let (offset, len) = (first * 512, 512 * u.int_in_range(1..=sectors - first)?);
+        let range = offset as usize..(offset + len) as usize;
+        let flag = u.arbitrary()?;
+        let done = match u.int_in_range(0..=4)? {
+            0 => {
+                let byte = u.arbitrary::<u8>()?;
+                let data: Vec<u8> = (0..len).map(|at| byte.wrapping_add((at / 512) as u8)).collect();
+                model[range].copy_from_slice(&data);
+                client.write(offset, data.into(), flag).await
+            }
+            1 => {
+                model[range].fill(0);
+                client.write_zeroes(offset, len as u32, flag).await
+            }
+            2 => {
+                model[range].fill(0);
+                client.trim(offset, len as u32).await
+            }
+            3 => client.flush().await,
+            _ => {
+                client.read(offset, len as u32).await.map(|data| assert!(data == model[range], "a read of other bytes"))
+            }
+        };
+        done.expect("the server does what it offers");
+    }
+    Ok(())
 }
 
 async fn converse(data: &[u8], disk: Arc<MemoryExport>) -> Result<(), crate::Error> {

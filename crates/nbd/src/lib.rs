@@ -16,6 +16,7 @@ mod address;
 mod client;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod memory;

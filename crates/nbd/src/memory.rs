@@ -69,6 +69,7 @@ impl MemoryExport {
 
     /// Flushes and FUA requests so far.
     pub fn flushes(&self) -> u64 {
+        // Relaxed: a count.
         self.flushes.load(Ordering::Relaxed)
     }
 
@@ -78,6 +79,7 @@ impl MemoryExport {
 
     fn durable(&self, fua: bool) {
         if fua {
+            // Relaxed: a count.
             self.flushes.fetch_add(1, Ordering::Relaxed);
         }
     }

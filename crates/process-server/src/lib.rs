@@ -19,7 +19,10 @@ mod server;
 mod session;
 mod status;
 mod stream;
+mod sync;
 
+#[cfg(test)]
+mod scheduled;
 #[cfg(test)]
 mod tests;
 

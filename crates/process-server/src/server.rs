@@ -149,6 +149,7 @@ impl ProcessServer {
             tracing::warn!(machine = %connection.peer.name, text = refused.text, "agent refused");
             return session::refuse(&mut connection.writer, refused).await;
         }
+        // Relaxed: only that no two sessions have one number matters.
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
         let handle = Arc::new(SessionHandle::new(id, &hello, connection.address.clone()));
         let machine = connection.peer.name.clone();

@@ -65,11 +65,13 @@ impl LocalRoot {
 
     /// From now on every `settle` fails: the process must be restarted before it can call anything durable.
     pub(crate) fn condemn(&self) {
+        // Relaxed: its partner is the load in `settle`; see the field.
         self.condemned.store(true, Ordering::Relaxed);
     }
 
     /// Syncs the directory of `path`, and every directory above it up to the root that was not synced before.
     pub(crate) async fn settle(&self, path: &str) -> io::Result<()> {
+        // Relaxed: its partner is the store in `condemn`; see the field.
         if self.condemned.load(Ordering::Relaxed) {
             return Err(io::Error::other("an earlier sync of this store failed: check the disk, then restart"));
         }

@@ -102,7 +102,7 @@ impl Listener {
 
     /// Handshakes that failed since the start.
     pub fn failed_handshakes(&self) -> u64 {
-        // A plain count: no other memory is published by it.
+        // Relaxed: a plain count, no other memory is published by it.
         self.door.failed.load(Ordering::Relaxed)
     }
 
@@ -231,6 +231,7 @@ impl Door {
             Ok(Err(error)) => error,
             Err(_) => TransportError::Timeout { peer: address.to_owned(), seconds },
         };
+        // Relaxed: a plain count.
         self.failed.fetch_add(1, Ordering::Relaxed);
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         tracing::warn!(%address, %error, cause, "connection refused: its handshake failed");

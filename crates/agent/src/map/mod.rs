@@ -16,6 +16,9 @@ mod load;
 mod state;
 
 pub(crate) use committer::{commit_clean_stop, run as run_committer};
-pub(crate) use layout::parse_map;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use layout::{
+    DiskEntry, HEADER_SLOT_BYTES, Header, MapFileState, PAGE_BYTES, PAGE_REGIONS, PAGES_OFFSET, encode_map, parse_map,
+};
 pub(crate) use load::{Loaded, load};
 pub(crate) use state::MapState;

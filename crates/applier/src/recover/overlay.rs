@@ -194,6 +194,7 @@ impl OverlayExport {
     }
 
     fn check_unbroken(&self) -> Result<(), Errno> {
+        // Relaxed: set once and never cleared, and no other memory is published by it.
         if self.broken.load(Ordering::Relaxed) { Err(Errno::Io) } else { Ok(()) }
     }
 }
@@ -270,6 +271,7 @@ impl Export for OverlayExport {
     async fn flush(&self) -> Result<(), Errno> {
         self.check_unbroken()?;
         self.overlay.flush().await.map_err(|error| {
+            // Relaxed, as its partner in `check_unbroken`.
             self.broken.store(true, Ordering::Relaxed);
             refused("flush", &error)
         })

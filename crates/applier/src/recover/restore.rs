@@ -80,6 +80,7 @@ pub async fn restore(
     for disk in &chosen {
         let path = to.join(image_name(point.machine(), &disk.info().name, format));
         let told = |bytes| {
+            // Relaxed: a count for display.
             let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
             tell(&progress, Stage::Restoring, done, total);
         };

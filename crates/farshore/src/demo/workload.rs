@@ -141,7 +141,7 @@ impl Workload {
             tokio::spawn(async move {
                 let mut ticks = tokio::time::interval(pace.max(Duration::from_micros(1)));
                 ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                // Pairs with the store in `stop`; nothing else is read by its order.
+                // Relaxed: its partner is the store in `stop`; nothing else is read by its order.
                 while !stop.load(Ordering::Relaxed) {
                     ticks.tick().await;
                     writer.one_operation().await;
@@ -153,10 +153,12 @@ impl Workload {
 
     /// Lets each writer finish what it has in flight.
     pub async fn stop(self) -> Arc<Counts> {
+        // Relaxed: its partner is the load that every writer repeats; what they wrote is read after they are awaited.
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a writer ended early");
+                // Relaxed: a count.
                 self.counts.failures.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -180,6 +182,7 @@ impl Writer {
         let ok = match self.noise.below(100) {
             0..3 => {
                 let flushed = client.flush().await.is_ok();
+                // Relaxed: a count.
                 self.counts.flushes.fetch_add(u64::from(flushed), Ordering::Relaxed);
                 flushed
             }
@@ -201,10 +204,12 @@ impl Writer {
                     }
                 };
                 self.notes.end(number, answer.is_ok());
+                // Relaxed: a count.
                 self.counts.operations.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
                 answer.is_ok()
             }
         };
+        // Relaxed: counts, read for good once the writers have ended.
         self.counts.failures.fetch_add(u64::from(!ok), Ordering::Relaxed);
         let waited = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counts.wait_micros_max.fetch_max(waited, Ordering::Relaxed);

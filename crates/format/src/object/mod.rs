@@ -21,9 +21,10 @@ use crate::FormatError;
 use crate::keys::VaultId;
 use crate::versioned;
 
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use header::offset as header_offset;
 pub(crate) use small::open_body;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use small::seal_small_with;
 pub use small::{SmallObject, open_small, seal_small};
 

@@ -19,10 +19,12 @@ use crate::object::{ObjectHash, ObjectHeader, ObjectId, Place};
 #[cfg(test)]
 pub(crate) use assemble::assemble_with;
 pub use assemble::{FrameSealer, assemble};
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use read::decode_table;
 pub use read::{
     FrameOpener, SegmentReader, frame_range, open_frame, open_segment, open_table, recompute_digest, table_range,
 };
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use validate::table as check_table;
 
 /// Versions of the record table, newest first.

@@ -92,6 +92,14 @@ impl Client {
         .await
     }
 
+    /// A client of a server at the other end of any stream, for the fuzzer and tests without sockets.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) async fn over(stream: ByteStream, export: &str) -> io::Result<Self> {
+        let mut stream = handshake::begin(stream, None).await?;
+        let details = handshake::go(&mut stream, export).await?;
+        Ok(Self::run(stream, details))
+    }
+
     fn run(stream: ByteStream, details: Details) -> Self {
         let (receiving, sending) = tokio::io::split(stream);
         let (outgoing, queue) = mpsc::channel(INFLIGHT_MAX);

@@ -256,11 +256,22 @@ async fn connection(service: Arc<Service>, stream: ByteStream, peer: String) {
     }
 }
 
+/// Requests in flight of [`serve_stream`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) const STREAM_INFLIGHT_MAX: usize = 8;
+
 /// Serves `stream` as if a client had connected, for the fuzzer and tests without sockets.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) async fn serve_stream(stream: ByteStream, name: &str, export: Arc<dyn Export>) -> Result<(), Error> {
     let (_stop, stopped) = watch::channel(false);
     let listen = ListenAddress::Unix("/nonexistent".into());
-    let config = ServerConfig { name: name.to_owned(), listen, tls: None, inflight_max: 8, connections_max: 1 };
+    let config = ServerConfig {
+        name: name.to_owned(),
+        listen,
+        tls: None,
+        inflight_max: STREAM_INFLIGHT_MAX,
+        connections_max: 1,
+    };
     Service::new(&config, export, stopped).serve(stream).await
 }
 

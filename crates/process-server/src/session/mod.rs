@@ -7,6 +7,8 @@
 
 mod ingest;
 mod outbox;
+#[cfg(test)]
+mod outbox_tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +26,7 @@ use ingest::{Ingest, Violation};
 use outbox::Outbox;
 
 use crate::stream::{Admitted, Message, StreamHandle};
+use crate::sync;
 
 /// A peer says HELLO within this time.
 const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -249,6 +252,7 @@ async fn read_frames(
             other => return unexpected(&other),
         };
         let cost = credit_cost(&records);
+        // AcqRel: its partner is the actor's subtraction at `stored`; both change one number and nothing is read by it.
         let in_flight = session.in_flight.fetch_add(cost, Ordering::AcqRel) + cost;
         if in_flight > credit {
             return Violation::Credit { in_flight, credit }.into();

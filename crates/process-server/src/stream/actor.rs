@@ -464,6 +464,7 @@ impl Actor {
             live.segments = self.epoch.as_ref().map_or(0, |epoch| epoch.segments().len());
             live.uploads = self.epoch.as_ref().map_or(0, OpenEpoch::uploads);
             live.waiting = self.pending.len();
+            // Acquire: its partners are both changes of the number; for display.
             live.in_flight = session.map_or(0, |session| session.in_flight.load(Ordering::Acquire));
         });
     }

@@ -1,0 +1,10 @@
+//! The locks, threads and queues of hand-written synchronisation.
+//!
+//! Files that synchronise by hand take them from `super::sync`, so that `scheduled` can compile the very same source
+//! against a scheduler of its own and try orders that no machine would show us in years.
+
+pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
+pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
+pub(crate) use std::thread;
+
+pub(crate) use crossbeam::channel;
