@@ -5,6 +5,7 @@
 
 mod checks;
 mod command;
+mod failpoints;
 mod fuzz;
 mod table;
 mod tidy;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::command::output;
+use crate::failpoints;
 
 /// The tiers, lowest first. A crate may depend only on crates of lower tiers, or on those before it in `io`.
 const TIERS: [(&str, &[&str]); 6] = [
@@ -34,6 +35,7 @@ pub fn run() -> Result<()> {
     let mut wrong = Vec::new();
     wrong.extend(tiers()?);
     wrong.extend(dependencies_documented()?);
+    wrong.extend(failpoints::differences(&files));
     for path in &files {
         let Ok(text) = std::fs::read_to_string(path) else { continue };
         wrong.extend(machine_paths(path, &text));

@@ -182,6 +182,7 @@ impl Agent {
         if let Some(batch) = wait {
             self.shared.wait_committed(batch).await;
         }
+        probe::failpoint!("agent-compare-durable");
         let now = self.shared.now();
         {
             let mut core = self.shared.core();

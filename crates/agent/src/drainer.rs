@@ -50,15 +50,18 @@ pub(crate) async fn run(shared: &Shared) {
     let mut cursors = vec![0; shared.disks.len()];
     loop {
         let now = shared.now();
-        let mode = {
+        let (left_bitmap, mode) = {
             let mut core = shared.core();
-            core.try_leave_bitmap(now);
-            core.sequencer.mode()
+            (core.try_leave_bitmap(now), core.sequencer.mode())
         };
+        if left_bitmap {
+            probe::failpoint!("agent-drain-begin-numbered");
+        }
         let worked = mode == Mode::Drain && drain(shared, &mut cursors).await;
         let now = shared.now();
         let ended = shared.core().try_end_drain(now, || shared.random.bits());
         if ended {
+            probe::failpoint!("agent-drain-end-numbered");
             shared.ring_all();
         }
         if !worked {
@@ -149,6 +152,7 @@ async fn drain_extent(
         wait_for_room(shared, life).await?;
         let lock = lock(shared, disk, piece).await;
         let changes = read(source.as_ref(), piece, past_cache).await.map_err(GivenUp::Source)?;
+        probe::failpoint!("agent-drain-read");
         #[cfg(test)]
         if lock.is_none() {
             // The fault that the oracle must notice: a write falls between the read and its number.

@@ -57,7 +57,9 @@ pub(crate) async fn flush_source(shared: &Shared, disk: usize) -> std::io::Resul
     }
     last.covers = group.arrived.load(Ordering::Relaxed);
     let ticket = shared.core().disks[disk].regions.flush_ticket();
+    probe::failpoint!("agent-source-flush-before");
     let result = shared.disks[disk].source.flush().await;
+    probe::failpoint!("agent-source-flush-after");
     let now = shared.now();
     let mut core = shared.core();
     match &result {
@@ -103,15 +105,21 @@ pub(crate) async fn clear(shared: &Shared) {
             let _ = flush_source(shared, disk).await;
         }
     }
-    let mut core = shared.core();
-    let stored = core.stored_position().seq;
-    let max = shared.config.active_regions_max / shared.disks.len().max(1);
-    for disk in &mut core.disks {
-        disk.regions.clear_clearable(stored, max);
-    }
-    let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
-    if active > shared.config.active_regions_max {
-        core.counters.active_regions_over += 1;
-        shared.metrics.active_regions_over.increment(1);
+    let cleared = {
+        let mut core = shared.core();
+        let stored = core.stored_position().seq;
+        let max = shared.config.active_regions_max / shared.disks.len().max(1);
+        for disk in &mut core.disks {
+            disk.regions.clear_clearable(stored, max);
+        }
+        let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
+        if active > shared.config.active_regions_max {
+            core.counters.active_regions_over += 1;
+            shared.metrics.active_regions_over.increment(1);
+        }
+        core.disks.iter().any(|disk| disk.regions.pages_waiting().0)
+    };
+    if cleared {
+        probe::failpoint!("agent-bits-cleared");
     }
 }

@@ -112,20 +112,26 @@ impl Splitter {
                 return Err(Errno::Shutdown);
             }
         }
+        probe::failpoint!("agent-source-write-before");
         let result = submit(disk.source.as_ref(), extent, operation).await;
+        probe::failpoint!("agent-source-write-completed");
         let now = shared.now();
-        let mut core = shared.core();
-        let reply = match result {
-            Ok(change) => {
-                core.complete(now, self.disk, change);
-                Ok(())
-            }
-            Err(e) => {
-                core.complete_failed(now, self.disk, extent, &e.to_string());
-                Err(errno(&e))
-            }
+        let reply = {
+            let mut core = shared.core();
+            let reply = match result {
+                Ok(change) => {
+                    core.complete(now, self.disk, change);
+                    Ok(())
+                }
+                Err(e) => {
+                    core.complete_failed(now, self.disk, extent, &e.to_string());
+                    Err(errno(&e))
+                }
+            };
+            shared.ring_after_change(core);
+            reply
         };
-        shared.ring_after_change(core);
+        probe::failpoint!("agent-source-write-numbered");
         reply
     }
 

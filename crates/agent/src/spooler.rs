@@ -74,10 +74,12 @@ async fn move_out(shared: &Shared, file_used: &mut bool) -> io::Result<()> {
         };
         let Some(batch) = batch else { break };
         *file_used = true;
+        probe::failpoint!("agent-spool-write-before");
         if let Err(e) = write(shared, &batch).await {
             shared.core().queue.spool_failed(&batch);
             return Err(e);
         }
+        probe::failpoint!("agent-spool-write-after");
         let recovered = {
             let mut core = shared.core();
             core.queue.spooled(&batch);

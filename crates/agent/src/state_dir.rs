@@ -109,7 +109,9 @@ impl StateDir for RealDir {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&next)?;
             file.write_all_at(&content, 0)?;
             file.sync_all()?;
+            probe::failpoint_now!("agent-map-replace-synced");
             std::fs::rename(&next, &target)?;
+            probe::failpoint_now!("agent-map-replace-renamed");
             sync_dir(&dir)?;
             Ok(Arc::new(RealFile(Arc::new(file))) as Arc<dyn StateFile>)
         })

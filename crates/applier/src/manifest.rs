@@ -152,8 +152,11 @@ impl ManifestOwner {
     /// final.
     pub async fn finish(&mut self) -> Result<(), ApplierError> {
         let Some(pending) = &self.pending else { return Ok(()) };
+        probe::failpoint!("applier-commit-put-before");
         self.writer.put(self.next_slot, vec![pending.object.clone()]).await?;
+        probe::failpoint!("applier-commit-put");
         self.writer.look().await?;
+        probe::failpoint!("applier-commit-looked");
         let Pending { object, commit } = self.pending.take().expect("checked above");
         self.prev_hash = ObjectHeader::hash(&object).expect("an object sealed here has a whole header");
         self.next_slot += 1;

@@ -16,12 +16,67 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Failpoint {
     /// The step's name: role, thing, and what has just been done or is about to be.
     pub name: &'static str,
-    /// The role whose process reaches it.
+    /// The role, or the command, whose process reaches it.
     pub role: &'static str,
 }
 
-/// Every failpoint there is; `cargo xtask tidy` compares it with the code.
-pub const FAILPOINTS: &[Failpoint] = &[];
+/// Every failpoint there is, role by role in the order of its steps; `cargo xtask tidy` compares it with the code.
+pub const FAILPOINTS: &[Failpoint] = &[
+    of("agent", "agent-map-replace-before"),
+    of("agent", "agent-map-replace-synced"),
+    of("agent", "agent-map-replace-renamed"),
+    of("agent", "agent-map-replace-after"),
+    of("agent", "agent-marker-removal-before"),
+    of("agent", "agent-marker-removal-after"),
+    of("agent", "agent-map-commit-before"),
+    of("agent", "agent-map-commit-written"),
+    of("agent", "agent-map-commit-synced"),
+    of("agent", "agent-bits-cleared"),
+    of("agent", "agent-marker-before"),
+    of("agent", "agent-marker-pages-durable"),
+    of("agent", "agent-marker-durable"),
+    of("agent", "agent-source-write-before"),
+    of("agent", "agent-source-write-completed"),
+    of("agent", "agent-source-write-numbered"),
+    of("agent", "agent-source-flush-before"),
+    of("agent", "agent-source-flush-after"),
+    of("agent", "agent-spool-write-before"),
+    of("agent", "agent-spool-write-after"),
+    of("agent", "agent-stored-heard"),
+    of("agent", "agent-stored-freed"),
+    of("agent", "agent-incarnation-adopted"),
+    of("agent", "agent-drain-begin-numbered"),
+    of("agent", "agent-drain-read"),
+    of("agent", "agent-drain-end-numbered"),
+    of("agent", "agent-compare-durable"),
+    of("process-server", "process-server-epoch-linked"),
+    of("process-server", "process-server-epoch-attached"),
+    of("process-server", "process-server-opening-written"),
+    of("process-server", "process-server-segment-put-before"),
+    of("process-server", "process-server-segment-put"),
+    of("process-server", "process-server-segment-looked"),
+    of("process-server", "process-server-stored-written"),
+    of("applier", "applier-epoch-linked"),
+    of("applier", "applier-epoch-attached"),
+    of("applier", "applier-opening-written"),
+    of("applier", "applier-commit-put-before"),
+    of("applier", "applier-commit-put"),
+    of("applier", "applier-commit-looked"),
+    of("applier", "applier-replica-intent-durable"),
+    of("applier", "applier-replica-segment-applied"),
+    of("applier", "applier-replica-disks-flushed"),
+    of("applier", "applier-replica-state-synced"),
+    of("applier", "applier-replica-state-renamed"),
+    of("applier", "applier-replica-position-durable"),
+    of("restore", "restore-image-created"),
+    of("restore", "restore-image-complete"),
+    of("restore", "restore-image-renamed"),
+    of("init", "init-vault-created"),
+];
+
+const fn of(role: &'static str, name: &'static str) -> Failpoint {
+    Failpoint { name, role }
+}
 
 /// The failpoint at which this process dies, and how many times it is still passed.
 #[cfg(feature = "armed")]

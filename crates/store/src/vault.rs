@@ -45,7 +45,10 @@ pub async fn create_vault(store: &Store, keys: &Keys) -> Result<(), StoreError> 
         },
     );
     match store.create(VAULT_PATH, vec![object]).await? {
-        Created::Ours => Ok(()),
+        Created::Ours => {
+            probe::failpoint!("init-vault-created");
+            Ok(())
+        }
         // Somebody else was first, perhaps with the same key: every sealing gives other bytes.
         Created::Other => {
             open_vault(store, keys).await?;

@@ -67,7 +67,9 @@ async fn commit_waiting(shared: &Shared, file: &dyn StateFile, lazy: bool) -> io
             let with_header = lazy && core.map.header_waits();
             compose(shared, &mut core, waiting, with_header, false)
         };
+        probe::failpoint!("agent-map-commit-before");
         write(file, &work).await?;
+        probe::failpoint!("agent-map-commit-synced");
         finish(shared, work.commit);
     }
 }
@@ -135,6 +137,7 @@ async fn write(file: &dyn StateFile, work: &Work) -> io::Result<()> {
         }
     }
     flush_run(file, run).await?;
+    probe::failpoint!("agent-map-commit-written");
     file.sync().await
 }
 
@@ -172,10 +175,14 @@ pub(crate) async fn commit_clean_stop(shared: &Shared) -> io::Result<()> {
         }
         compose(shared, &mut core, false, false, false)
     };
+    probe::failpoint!("agent-marker-before");
     write(file.as_ref(), &pages).await?;
+    probe::failpoint!("agent-marker-pages-durable");
     let marker = {
         let mut core = shared.core();
         compose(shared, &mut core, false, true, true)
     };
-    write(file.as_ref(), &marker).await
+    write(file.as_ref(), &marker).await?;
+    probe::failpoint!("agent-marker-durable");
+    Ok(())
 }

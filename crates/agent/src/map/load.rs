@@ -179,10 +179,18 @@ async fn write(config: &AgentConfig, dir: Option<&dyn StateDir>, loaded: &mut Lo
         disks: loaded.disks.iter().map(entry).collect(),
     };
     let content = encode_map(&header, loaded.disks.iter().map(|disk| disk.regions.image()));
+    probe::failpoint!("agent-map-replace-before");
+    if loaded.start.is_ok() {
+        probe::failpoint!("agent-marker-removal-before");
+    }
     let written: io::Result<_> = match dir {
         Some(dir) => dir.replace(MAP_FILE, content).await,
         None => Err(io::Error::other("the state directory cannot be used")),
     };
+    probe::failpoint!("agent-map-replace-after");
+    if loaded.start.is_ok() {
+        probe::failpoint!("agent-marker-removal-after");
+    }
     match written {
         Ok(file) => loaded.file = Some(file),
         Err(e) => {

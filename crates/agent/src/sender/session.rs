@@ -143,11 +143,14 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
         shared.wait_committed(batch).await;
     }
     let now = shared.now();
-    let mut core = shared.core();
-    if core.life != life {
-        return Err(SessionEnd::NewLife);
+    {
+        let mut core = shared.core();
+        if core.life != life {
+            return Err(SessionEnd::NewLife);
+        }
+        core.adopt(now, *head);
     }
-    core.adopt(now, *head);
+    probe::failpoint!("agent-incarnation-adopted");
     Ok(())
 }
 
@@ -201,9 +204,11 @@ async fn receive(shared: &Shared, life: u64, mut reader: FrameReader, credit: &w
         };
         match frame {
             Frame::Stored(stored) => {
+                probe::failpoint!("agent-stored-heard");
                 if let Err(end) = heard_stored(shared, life, stored) {
                     return end;
                 }
+                probe::failpoint!("agent-stored-freed");
             }
             Frame::Credit(more) => credit.send_modify(|c| c.available = c.available.saturating_add(more).min(c.window)),
             Frame::Pong(_) => {}

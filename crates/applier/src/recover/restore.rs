@@ -141,6 +141,7 @@ async fn fill_image(
     told: impl Fn(u64),
 ) -> Result<(), RecoverError> {
     let image = create_image(path, format, disk.size()).await.map_err(file("create", path))?;
+    probe::failpoint!("restore-image-created");
     let pieces = disk.data_extents().into_iter().flat_map(|extent| extent.split_at_multiples(PIECE_BYTES));
     futures::stream::iter(pieces.map(Ok::<_, RecoverError>))
         .try_for_each_concurrent(PIECES_INFLIGHT, |piece| {
@@ -172,7 +173,9 @@ async fn publish(partial: &Path, path: &Path, least: u64) -> Result<(), RecoverE
         let short = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the image is shorter than its disk");
         return Err(file("complete", partial)(short));
     }
+    probe::failpoint!("restore-image-complete");
     tokio::fs::rename(partial, path).await.map_err(file("rename", partial))?;
+    probe::failpoint!("restore-image-renamed");
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     let opened = tokio::fs::File::open(directory).await.map_err(file("open", directory))?;
     opened.sync_all().await.map_err(file("sync", directory))

@@ -24,34 +24,6 @@ use crate::segments;
 /// Segments applied between two durable positions, unless a drain is longer.
 const STEP_SEGMENTS_MAX: usize = 64;
 
-/// A moment of a move at which a test may let the process die.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    IntentDurable,
-    SegmentApplied,
-    DisksFlushed,
-    PositionDurable,
-}
-
-/// Is asked at every [`Step`]; an error stops the move there.
-#[cfg(test)]
-pub(crate) type Hook = Arc<dyn Fn(Step) -> std::io::Result<()> + Send + Sync>;
-
-#[cfg(test)]
-macro_rules! step {
-    ($replica:expr, $step:ident) => {
-        if let Some(hook) = &$replica.hook {
-            hook(Step::$step).map_err($replica.failed("reach step in"))?;
-        }
-    };
-}
-
-#[cfg(not(test))]
-macro_rules! step {
-    ($replica:expr, $step:ident) => {};
-}
-
 /// The replica of one machine.
 pub(crate) struct Replica {
     store: Store,
@@ -62,8 +34,6 @@ pub(crate) struct Replica {
     disks: Option<ReplicaDisks>,
     /// Held for as long as the replica may be written.
     _lock: File,
-    #[cfg(test)]
-    pub(crate) hook: Option<Hook>,
 }
 
 /// What is true after the last record applied.
@@ -87,16 +57,7 @@ impl Replica {
         let lock = lock(&directory)?;
         let state = state::load(&directory, machine).map_err(file("read state in"))?;
         let state = state.unwrap_or_else(|| ReplicaState::empty(machine.clone()));
-        Ok(Self {
-            store,
-            keys,
-            directory,
-            state,
-            disks: None,
-            _lock: lock,
-            #[cfg(test)]
-            hook: None,
-        })
+        Ok(Self { store, keys, directory, state, disks: None, _lock: lock })
     }
 
     /// Where it stands.
@@ -130,7 +91,7 @@ impl Replica {
         self.check_history(committed).await?;
         self.state.intent = Some(target);
         self.save().await?;
-        step!(self, IntentDurable);
+        probe::failpoint!("applier-replica-intent-durable");
         let mut cursor = self.cursor();
         let first = committed.partition_point(|segment| segment.head.position.seq <= self.state.position.seq);
         for segment in &committed[first..] {
@@ -141,10 +102,10 @@ impl Replica {
                 return Err(ApplierError::Stopped);
             }
             self.apply_segment(segment, target, &mut cursor, &mut disks).await?;
-            step!(self, SegmentApplied);
+            probe::failpoint!("applier-replica-segment-applied");
         }
         disks.flush().await?;
-        step!(self, DisksFlushed);
+        probe::failpoint!("applier-replica-disks-flushed");
         self.state = ReplicaState {
             machine: self.state.machine.clone(),
             position: cursor.position,
@@ -154,7 +115,7 @@ impl Replica {
             intent: None,
         };
         self.save().await?;
-        step!(self, PositionDurable);
+        probe::failpoint!("applier-replica-position-durable");
         self.disks = Some(disks);
         Ok(())
     }

@@ -22,9 +22,6 @@ pub(crate) use apply::Replica;
 pub(crate) use run::{describe, run};
 pub(crate) use state::{directory, remove};
 
-#[cfg(test)]
-pub(crate) use apply::{Hook, Step};
-
 use std::path::Path;
 
 use model::{MachineName, Seq};

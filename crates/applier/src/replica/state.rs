@@ -116,7 +116,9 @@ pub(super) fn save(directory: &Path, state: &ReplicaState) -> io::Result<()> {
     let mut file = File::create(&fresh)?;
     file.write_all(&state.encode())?;
     file.sync_all()?;
+    probe::failpoint_now!("applier-replica-state-synced");
     std::fs::rename(&fresh, path(directory))?;
+    probe::failpoint_now!("applier-replica-state-renamed");
     sync_directory(directory)
 }
 

@@ -1,17 +1,18 @@
 //! The running applier: manifests, points, replicas, crashes, takeover; and the end of a machine's protection.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use format::manifest::PointKind;
 use model::{DiskChange, Selector, Seq, Timestamp};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::load;
 use crate::recover::{RecoverError, Validity, processed};
-use crate::replica::{Hook, Replica, Step};
+use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
 use crate::{Applier, ApplierConfig, ApplierError, Clock, manifest, unprotect};
 
@@ -164,6 +165,21 @@ async fn promoted(log: &TestLog) -> (Vec<format::manifest::Promoted>, Validity) 
     (newest.segments, load(log).await.validity().clone())
 }
 
+/// Lets the move of a replica end, as a dying process does, at the failpoint behind the next `passed`. Tells when it did.
+fn die_at_failpoint(mut passed: u64) -> Arc<Notify> {
+    let dead = Arc::new(Notify::new());
+    let told = dead.clone();
+    probe::on_this_thread(Some(Box::new(move |name| {
+        let dies = name.starts_with("applier-replica-") && passed == 0;
+        passed = passed.saturating_sub(1);
+        if dies {
+            told.notify_one();
+        }
+        dies
+    })));
+    dead
+}
+
 #[tokio::test]
 async fn a_replica_that_dies_at_any_step_resumes_to_the_same_contents() {
     let mut deaths = 0;
@@ -188,21 +204,19 @@ async fn a_replica_that_dies_at_any_step_resumes_to_the_same_contents() {
                 let mut replica =
                     Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
                 let Some(target) = replica.next_target(&validity, &segments) else { break };
-                let left = Arc::new(Mutex::new(rng.below(6 + 4 * tries)));
+                let dead = die_at_failpoint(rng.below(6 + 4 * tries));
+                let stop = CancellationToken::new();
                 tries += 1;
-                let hook: Hook = Arc::new(move |_: Step| {
-                    let mut left = left.lock().expect("not poisoned");
-                    if *left == 0 {
-                        return Err(std::io::Error::other("died"));
-                    }
-                    *left -= 1;
-                    Ok(())
-                });
-                replica.hook = Some(hook);
-                match replica.advance(&segments, target, &CancellationToken::new()).await {
-                    Ok(()) => assert_replica(&log, data_dir.path(), target),
-                    Err(ApplierError::File { source, .. }) if source.to_string() == "died" => deaths += 1,
-                    Err(error) => panic!("seed {seed}: {error}"),
+                let moved = tokio::select! {
+                    biased;
+                    moved = replica.advance(&segments, target, &stop) => Some(moved),
+                    () = dead.notified() => None,
+                };
+                probe::on_this_thread(None);
+                match moved {
+                    Some(Ok(())) => assert_replica(&log, data_dir.path(), target),
+                    Some(Err(error)) => panic!("seed {seed}: {error}"),
+                    None => deaths += 1,
                 }
             }
             let at = processed(data_dir.path(), &log.machine).await.expect("a position");

@@ -203,6 +203,9 @@ async fn write_frames(
         if let Err(end) = within(WRITE_MAX, "reading of what we write", write).await {
             return end;
         }
+        if frames.iter().any(|frame| matches!(frame, Frame::Stored(_))) {
+            probe::failpoint!("process-server-stored-written");
+        }
         frames = match session.outbox.next().await {
             Some(frames) => frames,
             None => break,

@@ -38,8 +38,10 @@ pub(crate) async fn put(
     let _busy = Busy;
     loop {
         let begun = Instant::now();
+        probe::failpoint!("process-server-segment-put-before");
         match writer.put(slot, parts.clone()).await {
             Ok(()) => {
+                probe::failpoint!("process-server-segment-put");
                 crate::metrics::uploaded(bytes, begun.elapsed());
                 watch(None);
                 return Ok(slot);
@@ -56,6 +58,7 @@ pub(crate) async fn look(writer: Arc<LogWriter>, watch: StoreWatch) -> Result<()
     loop {
         match writer.look().await {
             Ok(()) => {
+                probe::failpoint!("process-server-segment-looked");
                 watch(None);
                 return Ok(());
             }

@@ -69,6 +69,14 @@ impl EpochLog {
             );
             match self.store.create(&path, vec![object]).await {
                 Ok(Created::Ours) => {
+                    match self.kind {
+                        LogKind::Stream => {
+                            probe::failpoint!("process-server-epoch-linked");
+                        }
+                        LogKind::Manifest => {
+                            probe::failpoint!("applier-epoch-linked");
+                        }
+                    }
                     self.store.settle(&path).await?;
                     return Ok(epoch);
                 }
@@ -140,6 +148,14 @@ impl Attached {
     /// Errors: `Fenced`; `Unavailable` or `Unclear`, after which the epoch is abandoned: attach anew.
     pub async fn open(self, state: Vec<u8>) -> Result<LogWriter, StoreError> {
         let Attached { log, epoch, end, entries: _, rules } = self;
+        match log.kind {
+            LogKind::Stream => {
+                probe::failpoint!("process-server-epoch-attached");
+            }
+            LogKind::Manifest => {
+                probe::failpoint!("applier-epoch-attached");
+            }
+        }
         let position = LogPosition { epoch, slot: 0 };
         let LogPosition { epoch: prev_epoch, slot: prev_end } = end.position;
         let object = seal_small(
@@ -159,6 +175,14 @@ impl Attached {
             return Err(StoreError::Fenced { epoch, path });
         }
         log.store.settle(&path).await?;
+        match log.kind {
+            LogKind::Stream => {
+                probe::failpoint!("process-server-opening-written");
+            }
+            LogKind::Manifest => {
+                probe::failpoint!("applier-opening-written");
+            }
+        }
         let writer = LogWriter::new(log, epoch, LogEnd { position, hash, head: end.head }, rules);
         writer.look().await?;
         Ok(writer)
