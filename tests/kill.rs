@@ -2,13 +2,10 @@
 //!
 //! `FARSHORE_KILL_ROUNDS` sets the rounds for each role (`cargo xtask soak` sets 500), `FARSHORE_SEED` the seed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nbd::ListenAddress;
-
-use crate::harness::site::assert_same;
+use crate::harness::judge::{Numbers, REGION_BYTES, keep_point, numbers, wait};
+use crate::harness::load::{Load, Writer};
 use crate::harness::tools::run;
 use crate::harness::{Proc, Seed, Site, SiteOptions, eventually};
 
@@ -24,133 +21,12 @@ const DISK_BYTES: u64 = 192 << 20;
 /// Operations in flight at once.
 const IN_FLIGHT: usize = 8;
 
-/// Bytes of a region of the dirty map, as agents have it by default.
-const REGION_BYTES: u64 = 1 << 20;
-
 fn rounds() -> u64 {
     std::env::var("FARSHORE_KILL_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(ROUNDS)
 }
 
-/// A client that writes to both disks until it is told to stop, reconnecting when its server dies.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Writer {
-    fn start(site: &Site, mut seed: Seed) -> Writer {
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let disks = ["root", "data"].map(|disk| (site.nbd("db", disk), disk));
-        let flags = (stop.clone(), written.clone());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
-            // Relaxed: a flag polled in a loop and a count for display; nothing else is published through them.
-            while !flags.0.load(Ordering::Relaxed) {
-                let _served_again_later = runtime.block_on(write_until_error(&disks, &mut seed, &flags.0, &flags.1));
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
-        });
-        Writer { stop, written, thread: Some(thread) }
-    }
-
-    fn finish(mut self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("writer does not panic");
-        }
-        self.written.load(Ordering::Relaxed)
-    }
-}
-
-/// Keeps several operations in flight on both disks, overlapping ones too, until one fails.
-async fn write_until_error(
-    disks: &[(ListenAddress, &'static str); 2],
-    seed: &mut Seed,
-    stop: &AtomicBool,
-    written: &AtomicU64,
-) -> std::io::Result<()> {
-    let clients =
-        [nbd::Client::connect(&disks[0].0, disks[0].1).await?, nbd::Client::connect(&disks[1].0, disks[1].1).await?];
-    let lanes = (0..IN_FLIGHT).map(|_| write_lane(&clients, seed.fork(), stop, written));
-    futures::future::try_join_all(lanes).await.map(|_| ())
-}
-
-/// One operation after the other.
-async fn write_lane(
-    clients: &[nbd::Client; 2],
-    mut seed: Seed,
-    stop: &AtomicBool,
-    written: &AtomicU64,
-) -> std::io::Result<()> {
-    while !stop.load(Ordering::Relaxed) {
-        let client = &clients[seed.below(2) as usize];
-        let blocks = WINDOW_BYTES / 4096;
-        let (at, len) = (seed.below(blocks - 16) * 4096, (1 + seed.below(16)) * 4096);
-        match seed.below(20) {
-            0 => client.flush().await?,
-            1 => client.trim(at, len as u32).await?,
-            2 => client.write_zeroes(at, len as u32, false).await?,
-            _ => {
-                let fill = seed.next().to_le_bytes();
-                let block: Vec<u8> = fill.iter().copied().cycle().take(len as usize).collect();
-                client.write(at, block.into(), seed.below(30) == 0).await?;
-            }
-        }
-        written.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-/// What the agent says, in numbers.
-struct Numbers {
-    stored: u64,
-    queue: u64,
-    to_drain: u64,
-    active: u64,
-    drained: u64,
-    resent: u64,
-}
-
-fn numbers(site: &Site) -> Numbers {
-    let status = site.agent_status("db").expect("agent answers");
-    let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
-    Numbers {
-        stored: number(&status["stored"]["seq"]),
-        queue: number(&status["queue_bytes_used"]) + number(&status["spool_bytes_used"]),
-        to_drain: number(&status["to_drain_bytes"]),
-        active: number(&status["active_regions"]),
-        drained: number(&status["counters"]["drained_bytes"]),
-        resent: number(&status["counters"]["resent_bytes"]),
-    }
-}
-
-fn wait(duration: Duration) {
-    let start = Instant::now();
-    while let Some(left) = duration.checked_sub(start.elapsed()) {
-        std::thread::park_timeout(left);
-    }
-}
-
-/// A point kept from before the kills, with its bytes.
-struct Kept {
-    id: String,
-    files: Vec<(String, std::path::PathBuf)>,
-}
-
-fn keep_point(site: &Site, name: &str) -> Kept {
-    let mark = site.json(&["mark", "db", "--label", name]);
-    let id = mark["id"].as_str().expect("a mark has an id").to_owned();
-    let files = site.restore("db", &format!("id:{id}"), name);
-    Kept { id, files }
-}
-
-fn assert_unchanged(site: &Site, kept: &Kept, to: &str) {
-    let again = site.restore("db", &format!("id:{}", kept.id), to);
-    for ((_, before), (_, now)) in kept.files.iter().zip(&again) {
-        assert_same(before, now);
-    }
-    std::fs::remove_dir_all(site.path(to)).expect("restored files are removed");
+fn load() -> Load {
+    Load { in_flight: IN_FLIGHT, start: 0, bytes: WINDOW_BYTES, blocks_max: 16, pace: None }
 }
 
 /// Kills `role` once for each round under load; checks watermark and re-sent bytes each time, contents at the end.
@@ -168,7 +44,7 @@ fn kill_rounds(role: &[&str], seed: u64) {
     let kept = keep_point(&site, "before");
     let mut worst_resent = 0;
     for round in 0..rounds() {
-        let writer = Writer::start(&site, seed.fork());
+        let writer = Writer::start(&site, load(), seed.fork());
         wait(Duration::from_millis(20 + seed.below(300)));
         let before = numbers(&site);
         let slot: &mut Option<Proc> = match role[0] {
@@ -186,7 +62,7 @@ fn kill_rounds(role: &[&str], seed: u64) {
         worst_resent = worst_resent.max(check_resent(&site, role[0], round, &before));
         eprintln!("round {round}: {operations} operations, stored {} then {head}", before.stored);
     }
-    assert_unchanged(&site, &kept, "after");
+    assert_eq!(kept.changed(&site, "after"), None, "a point from before the kills");
     let restored = site.restore("db", "latest", "latest");
     site.assert_equals_source("db", &restored);
     assert_eq!(site.run(&["verify", "db"]).code, 0, "the log is whole after every kill");

@@ -2,6 +2,8 @@
 //!
 //! Nothing here sleeps to wait: [`eventually`] polls a condition and fails with the roles' logs at its deadline.
 
+pub mod judge;
+pub mod load;
 pub mod proc;
 pub mod seed;
 pub mod site;

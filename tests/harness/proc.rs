@@ -44,14 +44,19 @@ impl Proc {
     }
 
     /// Asks it to stop, and waits.
-    pub fn stop(mut self, patience: Duration) -> ExitStatus {
+    pub fn stop(self, patience: Duration) -> ExitStatus {
         self.signal("TERM");
+        self.wait_ended(patience)
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait_ended(mut self, patience: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("child can be waited for") {
                 return status;
             }
-            assert!(start.elapsed() < patience, "{} did not stop within {patience:?}:\n{}", self.name, self.tail());
+            assert!(start.elapsed() < patience, "{} did not end within {patience:?}:\n{}", self.name, self.tail());
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }
@@ -62,6 +67,11 @@ impl Proc {
             None => Ok(()),
             Some(status) => Err(format!("{} ended by itself: {status}\n{}", self.name, self.tail())),
         }
+    }
+
+    /// Whether its output has this text.
+    pub fn said(&self, text: &str) -> bool {
+        std::fs::read_to_string(&self.log).is_ok_and(|log| log.contains(text))
     }
 
     /// The end of its output.

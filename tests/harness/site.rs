@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nbd::ListenAddress;
@@ -33,6 +34,8 @@ pub struct SiteOptions {
     pub environment: Vec<(String, String)>,
     /// Where the site's data lies, when not in its temporary directory.
     pub data_dir: Option<PathBuf>,
+    /// Agents know a second process server, which a sibling of the site may run.
+    pub second_server: bool,
 }
 
 impl Default for SiteOptions {
@@ -47,14 +50,21 @@ impl Default for SiteOptions {
             crash_every: "1s",
             environment: Vec::new(),
             data_dir: None,
+            second_server: false,
         }
     }
 }
 
-/// A site. Its directory goes when it is dropped.
+/// A site, or a sibling of one. The directory goes when the last of them is dropped.
 pub struct Site {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     options: SiteOptions,
+    /// Goes before the names of a sibling's files; empty for the site itself.
+    prefix: String,
+    /// Where its own process server listens.
+    port: u16,
+    /// The process servers that its agents know.
+    servers: Vec<u16>,
     /// The recovery key that `init` printed.
     pub recovery_key: String,
 }
@@ -74,7 +84,9 @@ impl Site {
     /// Makes a site with empty sparse sources.
     pub fn new(options: SiteOptions) -> Site {
         let dir = tempfile::Builder::new().prefix("farshore-e2e-").tempdir().expect("temporary directory");
-        let mut site = Site { dir, options, recovery_key: String::new() };
+        let servers: Vec<u16> = (0..1 + usize::from(options.second_server)).map(|_| free_port()).collect();
+        let (port, prefix, recovery_key) = (servers[0], String::new(), String::new());
+        let mut site = Site { dir: Arc::new(dir), options, prefix, port, servers, recovery_key };
         let ran = site.run_bare(&["init", &site.path("site").to_string_lossy()]);
         assert_eq!(ran.code, 0, "init works: {ran:?}");
         let printed = format!("{}\n{}", ran.stdout, ran.stderr);
@@ -83,19 +95,46 @@ impl Site {
             .find(|word| word.starts_with("FARSHORE-KEY-"))
             .unwrap_or_else(|| panic!("init prints a recovery key: {printed}"))
             .to_owned();
-        std::fs::write(site.config(), site.config_text()).expect("config is written");
-        for (machine, disks) in &site.options.machines {
-            for (disk, size) in disks {
-                let file = std::fs::File::create(site.source(machine, disk)).expect("source is created");
-                file.set_len(*size).expect("source is sized");
-            }
-        }
+        site.furnish();
         site
     }
 
+    /// Other hosts of the same site: roles with the same keys and certificates, and with sources, sockets, state and logs
+    /// of their own. Its process server is the second one that the site's agents know, if they know two.
+    pub fn sibling(&self, name: &str, options: SiteOptions) -> Site {
+        let servers = if options.second_server { self.servers.clone() } else { vec![free_port()] };
+        let site = Site {
+            dir: self.dir.clone(),
+            options,
+            prefix: format!("{name}-"),
+            port: *servers.last().expect("there is one at least"),
+            servers,
+            recovery_key: self.recovery_key.clone(),
+        };
+        site.furnish();
+        site
+    }
+
+    /// Where its process server listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Writes the configuration and makes empty sources.
+    fn furnish(&self) {
+        std::fs::write(self.config(), self.config_text()).expect("config is written");
+        for (machine, disks) in &self.options.machines {
+            for (disk, size) in disks {
+                let file = std::fs::File::create(self.source(machine, disk)).expect("source is created");
+                file.set_len(*size).expect("source is sized");
+            }
+        }
+    }
+
     fn config_text(&self) -> String {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let o = &self.options;
+        let (o, port) = (&self.options, self.port);
+        let servers: Vec<String> = self.servers.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        let servers = servers.join(", ");
         let data_dir = self.data_dir().to_string_lossy().into_owned();
         let mut text = format!(
             "[site]\nname = \"test\"\ndata_dir = \"{data_dir}\"\n[store]\ncache = \"{}\"\n[process_server]\n\
@@ -107,7 +146,7 @@ impl Site {
         );
         for (machine, disks) in &o.machines {
             text += &format!(
-                "[[machine]]\nname = \"{machine}\"\nprocess_server = \"127.0.0.1:{port}\"\nqueue_bytes = \"{}\"\nspool_bytes = \"{}\"\n",
+                "[[machine]]\nname = \"{machine}\"\nprocess_server = [{servers}]\nqueue_bytes = \"{}\"\nspool_bytes = \"{}\"\n",
                 o.queue_bytes, o.spool_bytes
             );
             for (disk, _) in disks {
@@ -128,12 +167,12 @@ impl Site {
 
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
-        self.path("site/farshore.toml")
+        self.path(&format!("site/{}farshore.toml", self.prefix))
     }
 
     /// Where roles keep their state.
     pub fn data_dir(&self) -> PathBuf {
-        self.options.data_dir.clone().unwrap_or_else(|| self.path("site/data"))
+        self.options.data_dir.clone().unwrap_or_else(|| self.path(&format!("site/{}data", self.prefix)))
     }
 
     /// URL of the store.
@@ -144,12 +183,12 @@ impl Site {
 
     /// A source disk's file.
     pub fn source(&self, machine: &str, disk: &str) -> PathBuf {
-        self.path(&format!("{machine}-{disk}.source"))
+        self.path(&format!("{}{machine}-{disk}.source", self.prefix))
     }
 
     /// A disk's NBD socket.
     pub fn socket(&self, machine: &str, disk: &str) -> PathBuf {
-        self.path(&format!("{machine}-{disk}.sock"))
+        self.path(&format!("{}{machine}-{disk}.sock", self.prefix))
     }
 
     /// The same for NBD clients of ours.
@@ -193,12 +232,22 @@ impl Site {
 
     /// Starts a role (`["agent", "db"]`, `["process-server"]`, `["applier"]`, `["up"]`).
     pub fn start(&self, role: &[&str]) -> Proc {
+        self.start_with(role, &[])
+    }
+
+    /// Starts a role that dies when it reaches the failpoint for the `nth` time.
+    pub fn start_armed(&self, role: &[&str], failpoint: &str, nth: u64) -> Proc {
+        self.start_with(role, &[("FARSHORE_FAILPOINT", &format!("{failpoint}:{nth}"))])
+    }
+
+    fn start_with(&self, role: &[&str], environment: &[(&str, &str)]) -> Proc {
         let mut command = self.command();
+        command.envs(environment.iter().copied());
         command.arg("--config").arg(self.config()).args(role);
         command.env("FARSHORE_LOG", std::env::var("FARSHORE_LOG").unwrap_or_else(|_| "info".into()));
         // One log for each role and machine, whatever other words its command line has.
         let log = role.iter().take(2).copied().collect::<Vec<_>>().join("-");
-        Proc::start(&role.join(" "), command, &self.path(&format!("{log}.log")))
+        Proc::start(&role.join(" "), command, &self.path(&format!("{}{log}.log", self.prefix)))
     }
 
     /// Starts an agent and waits until its disks are served.
@@ -274,6 +323,10 @@ pub fn difference(a: &Path, b: &Path) -> Option<String> {
     let blocks = left.chunks(4096).zip(right.chunks(4096));
     let different: Vec<usize> = blocks.enumerate().filter(|(_, (l, r))| l != r).map(|(i, _)| i).collect();
     different.first().map(|first| format!("{} blocks of 4096 differ, the first is {first}", different.len()))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 /// One HTTP exchange over a Unix socket.
