@@ -12,6 +12,7 @@ mod nbd_tls;
 mod object_stores;
 mod outage;
 mod power_cut;
+mod power_recording;
 mod prefix;
 mod refused;
 mod zombies;

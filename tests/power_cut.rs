@@ -17,8 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::harness::tools::{run, try_run};
@@ -28,13 +28,13 @@ use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 const ROUNDS: u64 = 10;
 
 /// The smallest unit that a disk writes whole or not at all.
-const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 /// Bytes of a region of the dirty map, as agents have it by default.
 const REGION: u64 = 1 << 20;
 
 /// The disks of the machine, with their sizes.
-const DISKS: [(&str, u64); 2] = [("root", 16 << 20), ("data", 8 << 20)];
+pub const DISKS: [(&str, u64); 2] = [("root", 16 << 20), ("data", 8 << 20)];
 
 /// Bytes of the file system under the agent's state.
 const STATE_BYTES: u64 = 32 << 20;
@@ -105,6 +105,35 @@ fn read_log(log: &Path) -> Vec<Entry> {
     }
 }
 
+/// How far a log that is being written has been read.
+pub struct LogCursor {
+    at: u64,
+    entries: usize,
+}
+
+impl Default for LogCursor {
+    fn default() -> LogCursor {
+        LogCursor { at: SECTOR as u64, entries: 0 }
+    }
+}
+
+impl LogCursor {
+    /// Entries that the log has by now, up to the first that is still being written.
+    pub fn advance(&mut self, log: &Path) -> usize {
+        let file = File::open(log).expect("log opens");
+        loop {
+            let mut head = [0; 32];
+            file.read_exact_at(&mut head, self.at).expect("log has room behind its last entry");
+            if head.iter().all(|byte| *byte == 0) {
+                return self.entries;
+            }
+            let data = if u64_at(&head, 16) & DISCARD == 0 { u64_at(&head, 8) * SECTOR as u64 } else { 0 };
+            self.at += SECTOR as u64 + data;
+            self.entries += 1;
+        }
+    }
+}
+
 impl Entry {
     fn is_flush(&self) -> bool {
         self.flags & FLUSH != 0
@@ -130,23 +159,26 @@ impl Entry {
 
 /// What becomes of writes that no flush covered.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
+pub enum Fate {
     AllLost,
     /// Each is kept, lost or torn by the seed.
     Chosen,
 }
 
 /// What a cut left of one device.
-struct Cut {
-    image: Vec<u8>,
+pub struct Cut {
+    /// The device's bytes.
+    pub image: Vec<u8>,
     /// Writes that no flush covered.
-    unflushed: usize,
-    lost: usize,
-    torn: usize,
+    pub unflushed: usize,
+    /// Of these, lost whole.
+    pub lost: usize,
+    /// Of these, torn between sectors.
+    pub torn: usize,
 }
 
 /// A block device whose every write and flush goes to a log.
-struct LoggedDevice {
+pub struct LoggedDevice {
     place: tempfile::TempDir,
     base: Vec<u8>,
     device: String,
@@ -188,7 +220,8 @@ impl LoggedDevice {
         this
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// One of its files.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
 
@@ -199,7 +232,8 @@ impl LoggedDevice {
         self.ext4 = true;
     }
 
-    fn vouched_for(&self) -> u64 {
+    /// Entries that its log vouches for.
+    pub fn vouched_for(&self) -> u64 {
         entries_vouched_for(&self.path("log"))
     }
 
@@ -220,17 +254,37 @@ impl LoggedDevice {
         self.processes.drain(..).for_each(Proc::kill);
     }
 
-    /// Rebuilds the disk as a power cut leaves it when the log vouched for `vouched` entries: the writes that count are
-    /// those before the first flush that was not answered by then.
-    fn cut(mut self, vouched: u64, fate: Fate, seed: &mut Seed) -> Cut {
+    /// Takes the device down for good; what is left is what it was and all that was written to it.
+    pub fn recorded(mut self) -> Recorded {
         self.take_down("-v");
         let entries = read_log(&self.path("log"));
         let mut all = self.base.clone();
         entries.iter().for_each(|entry| entry.apply(&mut all));
         let disk = std::fs::read(self.path("disk")).expect("disk is read");
         assert!(all == disk, "the log, replayed whole, is the disk");
+        Recorded { base: std::mem::take(&mut self.base), entries, ext4: self.ext4 }
+    }
+}
+
+/// A device's life: what it held at first, and every write and flush since.
+pub struct Recorded {
+    base: Vec<u8>,
+    entries: Vec<Entry>,
+    ext4: bool,
+}
+
+impl Recorded {
+    /// Entries of its log.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Rebuilds the disk as a power cut leaves it when the log had `written` entries and vouched for `vouched` of them: the
+    /// writes that count are those before the first flush that was not answered by then.
+    pub fn cut(&self, vouched: u64, written: usize, fate: Fate, seed: &mut Seed) -> Cut {
+        let entries = &self.entries[..written];
         let flushed = entries[..vouched as usize].iter().rposition(Entry::is_flush).map_or(0, |last| last + 1);
-        let mut cut = Cut { image: std::mem::take(&mut self.base), unflushed: 0, lost: 0, torn: 0 };
+        let mut cut = Cut { image: self.base.clone(), unflushed: 0, lost: 0, torn: 0 };
         entries[..flushed].iter().for_each(|entry| entry.apply(&mut cut.image));
         for entry in entries[flushed..].iter().take_while(|entry| !entry.is_flush()) {
             cut.unflushed += 1;
@@ -260,12 +314,13 @@ impl Drop for LoggedDevice {
 }
 
 /// The protected machine: its disks between lives, and the devices of the life it leads.
-struct Host<'a> {
+pub struct Host<'a> {
     site: &'a Site,
     images: Vec<Vec<u8>>,
     /// The file system under the agent's state; nothing if that survives every cut whole.
     state: Option<Vec<u8>>,
-    running: Vec<LoggedDevice>,
+    /// The devices of the life it leads: its disks, then that of its state.
+    pub running: Vec<LoggedDevice>,
     unflushed: usize,
     lost: usize,
     torn: usize,
@@ -273,7 +328,8 @@ struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    fn new(site: &'a Site, with_state: bool) -> Host<'a> {
+    /// A machine with blank disks.
+    pub fn new(site: &'a Site, with_state: bool) -> Host<'a> {
         let state = with_state.then(|| {
             let image = site.path("state.img");
             File::create(&image).and_then(|f| f.set_len(STATE_BYTES)).expect("state image is made");
@@ -284,7 +340,8 @@ impl<'a> Host<'a> {
         Host { site, images, state, running: Vec::new(), unflushed: 0, lost: 0, torn: 0, state_lost: 0 }
     }
 
-    fn power_on(&mut self) {
+    /// Begins a life.
+    pub fn power_on(&mut self) {
         for ((disk, _), image) in DISKS.iter().zip(&self.images) {
             let device = LoggedDevice::start(image.clone());
             let source = self.site.source("db", disk);
@@ -304,7 +361,8 @@ impl<'a> Host<'a> {
         agent.kill();
         let vouched: Vec<u64> = self.running.iter().map(LoggedDevice::vouched_for).collect();
         for (number, (device, vouched)) in self.running.drain(..).zip(vouched).enumerate() {
-            let cut = device.cut(vouched, fate, seed);
+            let recorded = device.recorded();
+            let cut = recorded.cut(vouched, recorded.len(), fate, seed);
             match self.images.get_mut(number) {
                 Some(image) => {
                     *image = cut.image;
@@ -338,7 +396,7 @@ impl<'a> Host<'a> {
 
 /// What a client knows of a disk: one number for each sector, which holds it 64 times.
 #[derive(Clone)]
-struct Known {
+pub struct Known {
     now: Vec<u64>,
     durable: Vec<u64>,
     /// Numbers issued since the sector was last durable.
@@ -379,7 +437,7 @@ impl Known {
     }
 
     /// Asserts that a disk after a cut has what was flushed, or something issued later.
-    fn assert_survived(&self, image: &[u8]) {
+    pub fn assert_survived(&self, image: &[u8]) {
         for (sector, number) in numbers(image).into_iter().enumerate() {
             let later = self.loose.get(&sector).is_some_and(|numbers| numbers.contains(&number));
             assert!(later || number == self.durable[sector], "sector {sector} lost a flushed write: {number:#x}");
@@ -388,8 +446,9 @@ impl Known {
 }
 
 /// A client of both disks. Up to eight operations that do not overlap are in flight.
-struct Client {
-    known: Vec<Known>,
+pub struct Client {
+    /// By disk.
+    pub known: Arc<Mutex<Vec<Known>>>,
     seed: Seed,
     /// The regions it writes to, by disk.
     regions: Vec<(usize, u64)>,
@@ -401,18 +460,23 @@ struct Client {
 const SLOT_SECTORS: u64 = REGION / SECTOR as u64 / 16;
 
 impl Client {
-    fn new(host: &Host, seed: &mut Seed) -> Client {
+    /// A client of the life that the host leads.
+    pub fn new(host: &Host, seed: &mut Seed) -> Client {
         let regions = (0..6).map(|_| {
             let disk = seed.below(DISKS.len() as u64) as usize;
             (disk, seed.below(DISKS[disk].1 / REGION))
         });
         Client {
             regions: regions.collect(),
-            known: host.images.iter().map(|image| Known::of(image)).collect(),
+            known: Arc::new(Mutex::new(host.images.iter().map(|image| Known::of(image)).collect())),
             seed: seed.fork(),
             devices: host.source_devices(),
             acknowledged: Arc::default(),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.known.lock().expect("nothing panics while it holds this")
     }
 
     /// Writes until `most` operations are acknowledged, or the server is gone.
@@ -432,12 +496,13 @@ impl Client {
         })
     }
 
-    async fn step(&mut self, clients: &[nbd::Client]) -> io::Result<()> {
+    /// One batch of operations, or a flush.
+    pub async fn step(&mut self, clients: &[nbd::Client]) -> io::Result<()> {
         match self.seed.below(40) {
             0 => {
                 let disk = self.seed.below(DISKS.len() as u64) as usize;
                 clients[disk].flush().await?;
-                self.known[disk].flushed();
+                self.known()[disk].flushed();
             }
             1 => {
                 let device = &self.devices[self.seed.below(DISKS.len() as u64) as usize];
@@ -459,13 +524,13 @@ impl Client {
             let kind = self.seed.below(16);
             let fill = self.seed.next();
             let wanted: Vec<u64> = (0..len).map(|i| if kind < 2 { 0 } else { fill.wrapping_add(at + i) }).collect();
-            self.known[disk].issued(at as usize, &wanted);
+            self.known()[disk].issued(at as usize, &wanted);
             operations.push((at as usize, kind, wanted));
         }
         let done = operations.iter().map(|(at, kind, wanted)| operate(&clients[disk], *at, *kind, wanted));
         let done = futures::future::join_all(done).await;
         for ((at, kind, _), found) in operations.iter().zip(done) {
-            self.known[disk].acknowledged(*at, &found?, *kind == 2);
+            self.known()[disk].acknowledged(*at, &found?, *kind == 2);
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -500,7 +565,7 @@ impl Marked {
     fn make(site: &Site, client: &Client, label: &str) -> Marked {
         let mark = site.json(&["mark", "db", "--label", label]);
         let id = mark["id"].as_str().expect("a mark has an id").to_owned();
-        Marked { id, known: client.known.iter().map(|known| known.now.clone()).collect() }
+        Marked { id, known: client.known().iter().map(|known| known.now.clone()).collect() }
     }
 
     fn assert_restores(&self, site: &Site) {
@@ -562,7 +627,7 @@ fn long_life(host: &mut Host, round: u64, seed: &mut Seed) -> Marked {
     let known = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             client.write(site, u64::MAX / 2).expect_err("it writes until the power goes");
-            client.known
+            client.known().clone()
         });
         eventually("the client writes", || match acknowledged.load(Ordering::Relaxed) {
             count if count >= goal => Ok(()),
