@@ -92,8 +92,7 @@ fn built_map(u: &mut Unstructured) -> Result<(Header, Vec<BitSet>)> {
     let (incarnation, taken) = (Incarnation(u.arbitrary()?), Incarnation(u.arbitrary()?));
     // The file has room for every version but the last.
     let attested = u.arbitrary::<Option<u64>>()?.map(|version| version.min(u64::MAX - 1));
-    let header =
-        Header { generation, map_version, incarnation, stored, clean, attested, taken, machine, disks };
+    let header = Header { generation, map_version, incarnation, stored, clean, attested, taken, machine, disks };
     Ok((header, all_bits))
 }
 

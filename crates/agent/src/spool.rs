@@ -85,6 +85,7 @@ impl SpoolCipher {
     pub(crate) fn seal(&self, seq: Seq, payload: &[u8], out: &mut BytesMut) {
         let start = out.len();
         let len = u32::try_from(payload.len()).expect("a record is at most 33 MiB: bounded by the export");
+        // Relaxed: see the field.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let fields = fields(len, seq, number);
         out.put_slice(&fields);

@@ -7,7 +7,8 @@ use arbitrary::{Result, Unstructured};
 use model::{ByteSize, PointId, Selector, Seq, Timestamp};
 
 use crate::config::{
-    Config, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable, StoreTable,
+    ApplierTable, Config, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable,
+    StoreTable,
 };
 
 /// Most machines, disks and addresses in a configuration that is built.
@@ -80,6 +81,7 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_bytes: size(u)?,
             segment_age: text(u, &["1s", "50ms", "1m"])?,
         },
+        applier: ApplierTable { prefix_gc: u.arbitrary()? },
         policy: PolicyTable { crash_every: text(u, &["60s", "1h"])?, rpo_target: text(u, &["30s"])? },
         machine: list(u, machine)?,
     })

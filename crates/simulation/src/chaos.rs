@@ -10,7 +10,7 @@ use crate::machine::REGION_BYTES;
 use crate::network::Link;
 use crate::rng::pick;
 use crate::scene::{Sabotage, Scene};
-use crate::world::HostId;
+use crate::world::{HostId, ONE_THREAD};
 
 /// Looks at a machine in a rare state for each fault that strikes in it.
 const RARE_EVERY: u64 = 12;
@@ -70,7 +70,7 @@ impl Scene {
             Fault::CleanRestart => self.clean_restart(machine),
             Fault::ClockBack => {
                 let back = i64::try_from(self.millis(10, 20_000).as_micros()).expect("short");
-                self.machines[machine].clock.ahead.fetch_sub(back, std::sync::atomic::Ordering::Relaxed);
+                self.machines[machine].clock.ahead.fetch_sub(back, ONE_THREAD);
                 true
             }
             Fault::SourceWrite | Fault::SourceFlush | Fault::SourceRead => self.source_fault(fault, machine),

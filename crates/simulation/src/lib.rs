@@ -14,6 +14,7 @@
 //! hosts live and die, [`history`] and [`judge`] the oracles; docs/rfcs/0003-simulation.md has the reasons.
 
 mod chaos;
+mod client;
 mod disks;
 pub mod fault;
 mod files;

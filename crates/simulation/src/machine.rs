@@ -3,36 +3,32 @@
 //! Disks, files and history survive every death; agent and clients live on the machine's host and die with it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent::{Agent, AgentConfig, AgentDisk, AgentParts, AgentStatus, Clock, Dialer, Random};
 use async_trait::async_trait;
-use bytes::Bytes;
 use disk::memory::{Fault, MemoryDisk, Operation};
-use model::{DiskName, Extent, Incarnation, MachineName, Seq, Timestamp};
-use nbd::{Export, ZeroFlags};
+use model::{DiskName, Incarnation, MachineName, Seq, Timestamp};
 use probe::Rules;
 use store::SplitMix64;
 use transport::{Connection, Peer, Role, TransportError};
 
+use crate::client::{Client, Gate};
 use crate::disks::SimDisk;
 use crate::files::SimFiles;
 use crate::history::History;
 use crate::network::Network;
 use crate::rng::derive;
 use crate::stamp::{MACHINES_MAX, SECTOR, Stamp};
-use crate::world::{Boot, HostId, VirtualClock, World};
+use crate::world::{Boot, HostId, ONE_THREAD, VirtualClock, World};
 
 /// Bytes of a region of the dirty map.
 pub const REGION_BYTES: u64 = 64 << 10;
 
 /// Where virtual time begins, in microseconds since 1970.
 const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
-
-/// How often a client looks whether it may go on.
-const GATE_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -53,8 +49,7 @@ impl HostClock {
     }
 
     fn micros(&self) -> u64 {
-        // Relaxed: one thread runs everything.
-        let micros = i64::try_from(self.clock.micros()).expect("short") + self.ahead.load(Ordering::Relaxed);
+        let micros = i64::try_from(self.clock.micros()).expect("short") + self.ahead.load(ONE_THREAD);
         u64::try_from(EPOCH_MICROS + micros).expect("not before 1970")
     }
 }
@@ -112,42 +107,6 @@ impl Dialer for SimDialer {
         let stream = self.network.connect(&self.boot, host, self.machine.to_string()).await.map_err(unreachable)?;
         let peer = Peer { role: Role::ProcessServer, name: address.parse().expect("names of hosts are names") };
         Ok(Connection::over(peer, address.to_owned(), Box::new(stream)))
-    }
-}
-
-/// Lets clients through, or holds them while none is in the middle of an operation.
-#[derive(Default)]
-pub struct Gate {
-    closed: AtomicBool,
-    inside: AtomicUsize,
-}
-
-impl Gate {
-    /// Holds everybody who comes, or lets them through again. Relaxed throughout: one thread runs everything.
-    pub fn set_closed(&self, closed: bool) {
-        self.closed.store(closed, Ordering::Relaxed);
-    }
-
-    /// Nobody is inside.
-    pub fn is_empty(&self) -> bool {
-        self.inside.load(Ordering::Relaxed) == 0
-    }
-
-    fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
-    }
-
-    fn enter(&self) -> Inside<'_> {
-        self.inside.fetch_add(1, Ordering::Relaxed);
-        Inside(self)
-    }
-}
-
-struct Inside<'a>(&'a Gate);
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -468,7 +427,8 @@ impl Machine {
     /// A process server may have taken a life that was set back: then its numbers count from where it goes on.
     pub fn note_taken(&self, status: &AgentStatus) {
         let mut resuming = lock(&self.resuming);
-        if let Some(resumed) = resuming.take_if(|r| r.incarnation == status.incarnation_id && status.connection.is_some())
+        if let Some(resumed) =
+            resuming.take_if(|r| r.incarnation == status.incarnation_id && status.connection.is_some())
         {
             resumed.note(&self.history);
         }
@@ -514,113 +474,4 @@ fn contents(machine: usize, disk: usize, bytes: u64, rng: &mut SplitMix64) -> Ve
         }
     }
     contents
-}
-
-/// Somebody who writes, one operation after the other.
-struct Client {
-    machine: usize,
-    boot: Boot,
-    sizes: Vec<u64>,
-    history: Arc<Mutex<History>>,
-    gate: Arc<Gate>,
-    seen: Arc<[AtomicU64; MACHINES_MAX]>,
-    flushed: Arc<Mutex<Vec<u64>>>,
-    think: Duration,
-    rng: SplitMix64,
-}
-
-impl Client {
-    async fn run(mut self, exports: Vec<Arc<dyn Export>>) {
-        loop {
-            let think = self.rng.duration(Duration::ZERO, self.think);
-            tokio::time::sleep(think).await;
-            while self.gate.is_closed() {
-                tokio::time::sleep(GATE_POLL).await;
-            }
-            let gate = self.gate.clone();
-            let _inside = gate.enter();
-            let disk = usize::try_from(self.rng.below(exports.len() as u64)).expect("an index");
-            match self.rng.below(24) {
-                0 => self.flush(disk, exports[disk].as_ref()).await,
-                kind => self.change(disk, exports[disk].as_ref(), kind).await,
-            }
-        }
-    }
-
-    async fn flush(&mut self, disk: usize, export: &dyn Export) {
-        let before = lock(&self.history).moment();
-        let flushed = export.flush().await;
-        if !self.boot.alive() {
-            return;
-        }
-        self.flush_ended(disk, before, flushed.is_ok());
-    }
-
-    fn flush_ended(&self, disk: usize, before: u64, ok: bool) {
-        let mut flushed = lock(&self.flushed);
-        if ok {
-            flushed[disk] = flushed[disk].max(before);
-        } else {
-            lock(&self.history).flush_failed(disk, flushed[disk]);
-        }
-    }
-
-    /// A range: mostly in a few hot places, so that operations overlap.
-    fn extent(&mut self, disk: usize) -> Extent {
-        let sectors = self.sizes[disk] / SECTOR as u64;
-        let len = if self.rng.below(8) == 0 { 1 + self.rng.below(96) } else { 1 + self.rng.below(12) };
-        let start = match self.rng.below(24) {
-            0 => self.rng.below(sectors - len),
-            _ => (self.rng.below(6) * (sectors / 6) + self.rng.below(24)).min(sectors - len),
-        };
-        Extent::new(start * SECTOR as u64, len * SECTOR as u64).expect("aligned")
-    }
-
-    async fn change(&mut self, disk: usize, export: &dyn Export, kind: u64) {
-        let extent = self.extent(disk);
-        // Trim leaves zeros in these disks, promised or not.
-        let zero = kind < 4;
-        let mut seen = [0; MACHINES_MAX];
-        for (slot, other) in seen.iter_mut().zip(self.seen.iter()) {
-            *slot = other.load(Ordering::Relaxed);
-        }
-        let before = lock(&self.history).moment();
-        let number = lock(&self.history).issue(disk, extent, zero, seen);
-        let fua = kind == 4 || kind == 3;
-        let result = match kind {
-            1 => export.trim(extent.offset(), extent.len(), false).await,
-            2 | 3 => {
-                let flags = ZeroFlags { fua, no_hole: kind == 3, fast: false };
-                export.write_zeroes(extent.offset(), extent.len(), flags).await
-            }
-            _ => export.write(extent.offset(), self.data(number, disk, extent, seen), fua).await,
-        };
-        if !self.boot.alive() {
-            return;
-        }
-        lock(&self.history).answer(number, result.is_ok());
-        if result.is_ok() {
-            self.seen[self.machine].fetch_max(number, Ordering::Relaxed);
-        }
-        if fua {
-            self.flush_ended(disk, before, result.is_ok());
-        }
-    }
-
-    fn data(&self, op: u64, disk: usize, extent: Extent, seen: [u64; MACHINES_MAX]) -> Bytes {
-        let mut data = Vec::with_capacity(usize::try_from(extent.len()).expect("small"));
-        let first = extent.offset() / SECTOR as u64;
-        for sector in first..extent.end() / SECTOR as u64 {
-            Stamp { op, machine: self.machine as u32, disk: disk as u32, sector, seen }.write(&mut data);
-        }
-        data.into()
-    }
-}
-
-impl Gate {
-    /// Nobody is inside any more: they died.
-    fn reset(&self) {
-        self.inside.store(0, Ordering::Relaxed);
-        self.closed.store(false, Ordering::Relaxed);
-    }
 }

@@ -103,11 +103,11 @@ fn play(scene: &mut Scene) -> Result<Outcome, Violation> {
 fn go_wrong(scene: &mut Scene) -> Result<(), Violation> {
     let fault_time = scene.options.fault_time;
     let mut next_fault = Duration::from_secs(1);
-    let mut ticks = 0;
+    let mut ticks: u64 = 0;
     while scene.world.elapsed() < fault_time {
         scene.step()?;
         ticks += 1;
-        if ticks % LOOK_TICKS == 0 {
+        if ticks.is_multiple_of(LOOK_TICKS) {
             look(scene)?;
             scene.operate(true)?;
             scene.strike_in_rare_states();
@@ -191,7 +191,7 @@ fn converge(scene: &mut Scene) -> Result<(), Violation> {
     loop {
         scene.step()?;
         ticks += 1;
-        if ticks % LOOK_TICKS != 0 {
+        if !ticks.is_multiple_of(LOOK_TICKS) {
             continue;
         }
         look(scene)?;

@@ -25,6 +25,9 @@ use crate::rng::derive;
 /// One step of virtual time.
 pub const TICK: Duration = Duration::from_millis(2);
 
+/// Memory order of whatever simulated hosts share. Relaxed: one thread runs them all, so nothing needs a partner.
+pub const ONE_THREAD: Ordering = Ordering::Relaxed;
+
 /// Number of a host.
 pub type HostId = usize;
 
@@ -33,9 +36,9 @@ pub type HostId = usize;
 pub struct VirtualClock(Arc<AtomicU64>);
 
 impl VirtualClock {
-    /// Now. Relaxed: one thread runs everything.
+    /// Now.
     pub fn micros(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(ONE_THREAD)
     }
 }
 
@@ -50,9 +53,9 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Whether this life goes on. Relaxed: one thread runs everything.
+    /// Whether this life goes on.
     pub fn alive(&self) -> bool {
-        self.alive.load(Ordering::Relaxed)
+        self.alive.load(ONE_THREAD)
     }
 
     /// Returns while the host lives; after its death never.
@@ -162,7 +165,7 @@ impl World {
     /// open, as after a kill -9.
     pub fn crash(&mut self, host: HostId, silently: bool) {
         let slot = &mut self.hosts[host];
-        slot.boot.alive.store(false, Ordering::Relaxed);
+        slot.boot.alive.store(false, ONE_THREAD);
         let runtime = slot.runtime.take();
         self.network.host_died(host, silently);
         drop(runtime);
@@ -219,7 +222,7 @@ impl World {
 
     /// One step of time. Returns the host that died at a failpoint in it, if one did.
     pub fn tick(&mut self) -> Option<(HostId, &'static str)> {
-        self.clock.0.fetch_add(u64::try_from(TICK.as_micros()).expect("a small number"), Ordering::Relaxed);
+        self.clock.0.fetch_add(u64::try_from(TICK.as_micros()).expect("a small number"), ONE_THREAD);
         self.network.deliver();
         let count = self.hosts.len();
         let first = usize::try_from(self.rng.below(count.max(1) as u64)).expect("an index");
@@ -300,7 +303,7 @@ fn watch_failpoints(plan: &Arc<Mutex<FailpointPlan>>) {
         }
         plan.wanted = None;
         plan.died = Some((host, step));
-        current.alive.store(false, Ordering::Relaxed);
+        current.alive.store(false, ONE_THREAD);
         true
     })));
 }
@@ -319,19 +322,19 @@ mod tests {
         world.spawn(host, async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(10)).await;
-                counting.fetch_add(1, Ordering::Relaxed);
+                counting.fetch_add(1, ONE_THREAD);
             }
         });
         (0..100).for_each(|_| {
             world.tick();
         });
-        let before = count.load(Ordering::Relaxed);
+        let before = count.load(ONE_THREAD);
         assert!((15..=20).contains(&before), "{before}");
         world.crash(host, true);
         (0..100).for_each(|_| {
             world.tick();
         });
-        assert_eq!(count.load(Ordering::Relaxed), before);
+        assert_eq!(count.load(ONE_THREAD), before);
     }
 
     #[test]
@@ -343,16 +346,16 @@ mod tests {
         let flag = woken.clone();
         world.spawn(host, async move {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            flag.store(true, Ordering::Relaxed);
+            flag.store(true, ONE_THREAD);
         });
         world.tick();
         world.pause(host, true);
         (0..5_000).for_each(|_| {
             world.tick();
         });
-        assert!(!woken.load(Ordering::Relaxed), "a stopped process does nothing");
+        assert!(!woken.load(ONE_THREAD), "a stopped process does nothing");
         world.pause(host, false);
         world.tick();
-        assert!(woken.load(Ordering::Relaxed), "its clock went on");
+        assert!(woken.load(ONE_THREAD), "its clock went on");
     }
 }

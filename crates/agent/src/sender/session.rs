@@ -179,7 +179,8 @@ fn check_new(shared: &Shared, head: &LogHead) -> Result<(), SessionEnd> {
         return Err(mismatch_end(StoredMismatch::Digest, head));
     }
     if !core.is_ours(head) {
-        let text = format!("the log ends with {}, which no incarnation of this agent wrote: a copy of it did", head.position);
+        let text =
+            format!("the log ends with {}, which no incarnation of this agent wrote: a copy of it did", head.position);
         return Err(refused(Refusal::RevertedMemory, text));
     }
     Ok(())

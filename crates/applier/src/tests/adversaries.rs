@@ -140,8 +140,13 @@ async fn a_store_put_back_to_an_earlier_state_is_told_by_a_witness_alone_and_wit
 async fn apply(log: &TestLog) {
     let data = tempfile::tempdir().expect("directory");
     let poll = Duration::from_millis(10);
-    let settings =
-        ApplierConfig { data_dir: data.path().to_owned(), crash_every: Duration::from_secs(60), poll, replica: true };
+    let settings = ApplierConfig {
+        data_dir: data.path().to_owned(),
+        crash_every: Duration::from_secs(60),
+        poll,
+        replica: true,
+        prefix_gc: false,
+    };
     let (store, keys) = (log.store.clone(), log.keys.clone());
     let machines = vec![log.machine.clone()];
     let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");

@@ -106,7 +106,7 @@ async fn stream(handover: Arc<Handover<TestJob>>, epoch: u64, mistake: Mistake) 
 }
 
 fn contend(mistake: Mistake) {
-    let handover = Arc::new(Handover::start(THREADS, JOBS_MAX, || worker(mistake)).ok().expect("threads start"));
+    let handover = Arc::new(Handover::start(THREADS, JOBS_MAX, || worker(mistake)).expect("threads start"));
     let streams: Vec<_> = (0..STREAMS).map(|n| spawn(stream(handover.clone(), n, mistake))).collect();
     block_on(async {
         for stream in streams {
@@ -125,7 +125,7 @@ fn every_job_comes_out_once_and_no_permit_is_lost() {
 #[test]
 fn streams_that_leave_and_a_handover_that_closes_lose_no_permit() {
     explore(|| {
-        let handover = Arc::new(Handover::start(THREADS, JOBS_MAX, || worker(Mistake::None)).ok().expect("start"));
+        let handover = Arc::new(Handover::start(THREADS, JOBS_MAX, || worker(Mistake::None)).expect("start"));
         let leaver = |epoch: u64| {
             let handover = handover.clone();
             spawn(async move {

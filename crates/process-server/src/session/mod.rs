@@ -71,6 +71,7 @@ impl SessionHandle {
     /// So much of what it took is stored. Never more than it took, whatever is acknowledged while it lives.
     pub(crate) fn give_back(&self, credit: u64) {
         let less = |taken: u64| Some(taken.saturating_sub(credit));
+        // AcqRel: its partner is the session's addition; Acquire for the reading before it.
         let given = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         debug_assert!(given.is_ok(), "the change is never refused");
     }
