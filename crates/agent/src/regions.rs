@@ -41,7 +41,7 @@ pub(crate) struct Regions {
     /// Taken by the drainer and not yet sent: still owed to the log.
     draining: BTreeSet<u64>,
     /// To be read past the page cache, because a FLUSH failed.
-    past_cache: BTreeSet<u64>,
+    past_cache: BitSet,
     active: BTreeMap<u64, Active>,
     /// Set in `image` but not yet durable, and the commit that makes them so.
     pending: BTreeMap<u64, Batch>,
@@ -68,7 +68,7 @@ impl Regions {
             to_drain: image.clone(),
             image,
             draining: BTreeSet::new(),
-            past_cache: BTreeSet::new(),
+            past_cache: BitSet::new(size.div_ceil(region_bytes)),
             active: BTreeMap::new(),
             pending: BTreeMap::new(),
             changed_pages: BTreeSet::new(),
@@ -90,6 +90,12 @@ impl Regions {
     /// Bytes of the disk.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whoever left these bits may have died between a failed flush and the drain that it asked for, and the page cache
+    /// outlives a process: what is to drain now is read past it.
+    pub(crate) fn doubting_the_cache(self) -> Self {
+        Regions { past_cache: self.to_drain.clone(), ..self }
     }
 
     /// Bytes of a region.
@@ -184,7 +190,7 @@ impl Regions {
         let regions: Vec<u64> = self.active.iter().filter(|(_, a)| unsure(a)).map(|(region, _)| *region).collect();
         for &region in &regions {
             self.to_drain.set(region);
-            self.past_cache.insert(region);
+            self.past_cache.set(region);
         }
         regions.len() as u64
     }
@@ -211,7 +217,7 @@ impl Regions {
 
     /// Whether the region must be read past the cache; asked once for each drain of it.
     pub(crate) fn take_past_cache(&mut self, region: u64) -> bool {
-        self.past_cache.remove(&region)
+        self.past_cache.clear(region)
     }
 
     /// The drainer is done with a region: sent, or given back to be drained again.
@@ -223,7 +229,7 @@ impl Regions {
         if !sent {
             self.to_drain.set(region);
             if read_past_cache {
-                self.past_cache.insert(region);
+                self.past_cache.set(region);
             }
         }
     }
@@ -292,7 +298,7 @@ impl Regions {
                 break;
             }
             self.active.remove(&region);
-            self.past_cache.remove(&region);
+            self.past_cache.clear(region);
             if self.image.clear(region) {
                 self.cleared += 1;
                 self.changed_pages.insert(region / self.regions_per_page);

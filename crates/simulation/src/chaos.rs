@@ -32,7 +32,7 @@ impl Scene {
     /// States that pass quickly get faults of their own, or hardly any would ever strike in them.
     pub fn strike_in_rare_states(&mut self) {
         for machine in 0..self.machines.len() {
-            let state = self.state_of(machine);
+            let state = ProtocolState::of(self.statuses[machine].as_ref());
             let rare = matches!(state, ProtocolState::Drain | ProtocolState::Refused | ProtocolState::Queueing);
             if rare && self.rng.below(RARE_EVERY) == 0 {
                 self.strike(machine);

@@ -101,7 +101,9 @@ impl History {
         if let Some(current) = self.current {
             self.eras[current].end_op = Some(first_op);
         }
-        self.eras.push(Era { base: Arc::new(base), first_op, end_op: None, shaken: BTreeSet::new() });
+        // The page cache outlives the agent, and so does what it hides.
+        let shaken = self.current.map(|current| self.eras[current].shaken.clone()).unwrap_or_default();
+        self.eras.push(Era { base: Arc::new(base), first_op, end_op: None, shaken });
         self.current = Some(self.eras.len() - 1);
         tracing::info!(machine = self.machine, era = self.eras.len() - 1, first_op, "era begins");
         self.eras.len() - 1

@@ -111,8 +111,8 @@ impl Scene {
             }
             self.operator.comparing[machine] = None;
         }
-        let status = self.machines[machine].status(&self.world);
-        let refused = status.and_then(|status| status.refusal).is_some_and(|refusal| refusal.needs_compare);
+        let refusal = self.statuses[machine].as_ref().and_then(|status| status.refusal.as_ref());
+        let refused = refusal.is_some_and(|refusal| refusal.needs_compare);
         if !refused {
             self.operator.refused_since[machine] = None;
             return;

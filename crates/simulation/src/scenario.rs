@@ -129,7 +129,8 @@ fn look(scene: &mut Scene) -> Result<(), Violation> {
         if let Some(why) = lock(&scene.machines[index].life).failed.clone() {
             return Err(Violation::new("start", format!("the agent of machine {index} did not start: {why}")));
         }
-        let Some(status) = scene.machines[index].status(&scene.world) else { continue };
+        scene.statuses[index] = scene.machines[index].status(&scene.world);
+        let Some(status) = scene.statuses[index].take() else { continue };
         scene.machines[index].note_taken(&status);
         look_at_bounds(scene, index, &status)?;
         let (stored, digest) = (status.stored.position.seq, status.stored.digest);
@@ -139,6 +140,7 @@ fn look(scene: &mut Scene) -> Result<(), Violation> {
             return Err(Violation::new("one writer", text));
         }
         look_at_resent(scene, index, &status)?;
+        scene.statuses[index] = Some(status);
         if scene.rng.below(400) == 0 && !scene.world.is_paused(scene.machines[index].host) {
             scene.known[index].snapshot = Some(scene.machines[index].snapshot());
         }

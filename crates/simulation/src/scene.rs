@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use agent::AgentStatus;
 use format::keys::{Keys, VaultKey};
 use model::{RecordDigest, Seq};
 use probe::Rules;
@@ -110,6 +111,8 @@ pub struct Scene {
     pub operator: Operator,
     /// What is known of each machine.
     pub known: Vec<Known>,
+    /// How each agent stood at the last look.
+    pub statuses: Vec<Option<AgentStatus>>,
     /// Faults that struck.
     pub coverage: Coverage,
     /// Chance of everything that is not somebody's own.
@@ -151,6 +154,7 @@ impl Scene {
         let server_hosts = servers.iter().enumerate().map(|(n, server)| (format!("ps{n}"), server.host)).collect();
         let mut scene = Self {
             known: machines.iter().map(|_| Known::default()).collect(),
+            statuses: machines.iter().map(|_| None).collect(),
             operator: Operator::new(operator_boot, machines.len(), derive(seed, "operator")),
             options,
             world,

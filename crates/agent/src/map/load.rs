@@ -163,6 +163,7 @@ fn merge(
         changed |= differs;
         let change = if old.is_some() { DiskChange::Resized } else { DiskChange::Added };
         let regions = Regions::new(entry.size, region_bytes, bits, PAGE_REGIONS).with_rules(rules);
+        let regions = if old.is_some() { regions.doubting_the_cache() } else { regions };
         disks.push(CoreDisk { name: entry.name, regions, change });
     }
     let in_config = |name: &DiskName| config.disks.iter().any(|disk| disk.name == *name);

@@ -141,6 +141,36 @@ async fn a_machine_whose_copy_has_written_meanwhile_is_refused() {
     rig.assert_log_equals_sources();
 }
 
+/// The page cache outlives the process that knew it lies. Nothing of a failed flush may pass for durable in the next life.
+#[tokio::test(start_paused = true)]
+async fn a_failed_flush_is_not_forgotten_by_a_kill() {
+    let mut rig = Rig::new(1, 4 << 20);
+    rig.queue_bytes = 1 << 20;
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    rig.peer.set(|b| b.down = true);
+    rig.peer.cut();
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    for n in 0..32 {
+        export.write(n * REGION, stamped(10 + n, 48 << 10), false).await.expect("written");
+    }
+    until(&agent, "in bitmap mode, where nothing is drained", |s| s.mode == "bitmap").await;
+    rig.disks[0].1.fail_next(Op::Flush, Fault::Torn(5));
+    export.flush().await.expect_err("injected");
+    let hidden = rig.disks[0].1.contents() != rig.disks[0].1.durable_contents();
+    assert!(hidden, "the cache hides what the medium lost");
+    drop((agent, export));
+    rig.peer.set(|b| b.down = false);
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    until_clear(&agent).await;
+    drop(agent);
+    rig.disks[0].1.power_cut(3);
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    rig.assert_log_equals_sources();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_lost_its_tail_is_noticed_and_healed_by_a_compare() {
     let rig = Rig::new(1, 1 << 20);

@@ -22,6 +22,8 @@ async fn what_the_disks_held_and_what_is_written_reaches_the_log() {
     rig.disks[0].1.write(3 * REGION + 4096, stamped(1, 200 << 10)).await.expect("in range");
     let agent = rig.start().await;
     let export = agent.export(&rig.disks[1].0).expect("a disk of this agent");
+    // What is written before a log has taken the agent is a bit, and drained.
+    until(&agent, "taken", |s| s.connection.is_some()).await;
     for n in 0..50 {
         export.write(n * 8192, stamped(100 + n, 4096), n % 10 == 0).await.expect("written");
     }
