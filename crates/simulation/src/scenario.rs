@@ -25,6 +25,12 @@ const CONVERGE_MAX: Duration = Duration::from_secs(240);
 /// How long clients go on after everything is healed.
 const CLIENTS_GO_ON: Duration = Duration::from_secs(2);
 
+/// How long clients are held at a start for the sake of measuring its first drain.
+const HOLD_MAX: Duration = Duration::from_secs(6);
+
+/// How many times longer than planned things may go wrong until enough has happened.
+const EXTENSIONS_MAX: u32 = 5;
+
 /// Positions opened of each machine at the end, beside the last and those of groups.
 const POSITIONS: usize = 10;
 
@@ -80,7 +86,8 @@ pub struct Broken {
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "seed {} after {:.3} s: {}", self.seed, self.at.as_secs_f64(), self.violation)?;
-        write!(f, "replay: cargo xtask simulate --seed {}", self.seed)
+        writeln!(f, "replay: cargo xtask simulate --seed {}", self.seed)?;
+        write!(f, "then keep it: a line in crates/simulation/regressions.txt, and a directed test of what it found")
     }
 }
 
@@ -104,7 +111,8 @@ fn go_wrong(scene: &mut Scene) -> Result<(), Violation> {
     let fault_time = scene.options.fault_time;
     let mut next_fault = Duration::from_secs(1);
     let mut ticks: u64 = 0;
-    while scene.world.elapsed() < fault_time {
+    while scene.world.elapsed() < fault_time || (!enough(scene) && scene.world.elapsed() < fault_time * EXTENSIONS_MAX)
+    {
         scene.step()?;
         ticks += 1;
         if ticks.is_multiple_of(LOOK_TICKS) {
@@ -120,6 +128,15 @@ fn go_wrong(scene: &mut Scene) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// Whether the run has seen what every run must see.
+fn enough(scene: &Scene) -> bool {
+    operations(scene) >= OPERATIONS_MIN && scene.coverage.total() >= FAULTS_MIN
+}
+
+fn operations(scene: &Scene) -> u64 {
+    scene.machines.iter().map(|machine| lock(&machine.history).acknowledged_ops).sum()
 }
 
 /// What must hold at every moment.
@@ -166,8 +183,9 @@ fn look_at_bounds(scene: &mut Scene, index: usize, status: &agent::AgentStatus) 
 /// P4: the first drain of a life sends at most what the stop before it left active.
 fn look_at_resent(scene: &mut Scene, index: usize, status: &agent::AgentStatus) -> Result<(), Violation> {
     let Some(may_resend) = scene.known[index].may_resend else { return Ok(()) };
+    let held = scene.world.elapsed().saturating_sub(scene.known[index].started);
     let tainted = |event: &model::Event| matches!(event.kind, EventKind::SourceError | EventKind::Compare);
-    if status.refusal.is_some() || status.events.iter().any(tainted) {
+    if status.refusal.is_some() || held > HOLD_MAX || status.events.iter().any(tainted) {
         scene.known[index].may_resend = None;
         scene.machines[index].gate.set_closed(false);
         return Ok(());
@@ -238,7 +256,7 @@ fn unsettled(scene: &Scene) -> Option<String> {
 fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
     let mut outcome = Outcome {
         seed: scene.options.seed,
-        operations: scene.machines.iter().map(|machine| lock(&machine.history).acknowledged_ops).sum(),
+        operations: operations(scene),
         positions: scene.operator.judged,
         groups: 0,
         compares: scene.operator.compares,

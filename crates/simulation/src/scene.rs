@@ -79,6 +79,8 @@ pub struct Known {
     pub kept: BTreeMap<Seq, RecordDigest>,
     /// What an unclean stop may cost the life that follows it, in bytes; none when that cannot be said.
     pub may_resend: Option<u64>,
+    /// When the present life began, in virtual time.
+    pub started: Duration,
     /// A snapshot of disks and state files.
     pub snapshot: Option<Snapshot>,
     /// Highest use of queue and spool.
@@ -205,6 +207,7 @@ impl Scene {
             // Half of the time clients wait for the first drain, so that what it sends is owed to the stop alone.
             let held = self.known[index].may_resend.is_some();
             self.machines[index].gate.set_closed(held);
+            self.known[index].started = self.world.elapsed();
             self.machines[index].start(&mut self.world, &self.server_hosts, true);
         }
     }
