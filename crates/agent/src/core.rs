@@ -322,6 +322,13 @@ impl Core {
         self.map.raise_above(head.map_version.max(self.map.version()))
     }
 
+    /// A log goes on with the incarnation that a clean stop had left. Returns the commit that must be durable before
+    /// anything is sent, if this is the first time in this life.
+    pub(crate) fn went_on(&mut self) -> Option<Batch> {
+        self.attested.take()?;
+        self.map.raise_above(self.map.version())
+    }
+
     /// Whether the log's end is this agent's own: of its last incarnation there, or the very end it went on from then.
     pub(crate) fn is_ours(&self, head: &LogHead) -> bool {
         head.position.incarnation == self.taken || head.position == self.stored.position

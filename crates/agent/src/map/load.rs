@@ -185,7 +185,7 @@ fn merge(
         stored: former.as_ref().map(|state| state.header.stored).unwrap_or_default(),
         map_version: former.as_ref().map_or(0, |state| state.map_version),
         taken: former.as_ref().map(|state| state.header.taken).unwrap_or_default(),
-        attested: start.is_err().then(|| former.as_ref().map_or(0, MapFileState::attested)),
+        attested: Some(former.as_ref().map_or(0, MapFileState::attested)),
         generation: former.as_ref().map_or(0, |state| state.header.generation),
         file: None,
         events,

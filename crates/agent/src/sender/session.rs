@@ -134,15 +134,19 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
         core.sequencer.last().is_none()
     };
     if !new_incarnation {
-        let mut core = shared.core();
-        return match core.stored(head.position.seq, head.digest) {
-            Err(StoredMismatch::Unknown) if !shared.rules.hold(Rule::RevertedMemoryRefused) => {
+        let went_on = {
+            let mut core = shared.core();
+            match core.stored(head.position.seq, head.digest) {
                 // Careless: the log knows best.
-                core.follow(*head);
-                Ok(())
+                Err(StoredMismatch::Unknown) if !shared.rules.hold(Rule::RevertedMemoryRefused) => core.follow(*head),
+                agreed => agreed.map_err(|mismatch| mismatch_end(mismatch, head))?,
             }
-            agreed => agreed.map_err(|mismatch| mismatch_end(mismatch, head)),
+            core.went_on()
         };
+        if let Some(batch) = went_on {
+            shared.wait_committed(batch).await;
+        }
+        return Ok(());
     }
     check_new(shared, head)?;
     // Records may not carry a version before it is durable, nor one the log would take for an older map.

@@ -106,6 +106,39 @@ async fn a_map_reverted_by_one_update_is_refused_however_much_it_is_written_befo
     }
 }
 
+/// What refused a machine that was set back to a clean stop must refuse its next life too, whatever it has written since.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_forgotten_by_a_kill() {
+    let mut rig = Rig::new(1, 1 << 20);
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    agent.stop(Duration::from_secs(30)).await;
+    drop(agent);
+    let snapshot = (rig.dir.file("map").expect("kept").visible(), rig.disks[0].1.contents());
+    let agent = rig.start().await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    export.write(5 * REGION, stamped(2, 4096), false).await.expect("written");
+    until_settled(&agent).await;
+    drop((agent, export));
+    rig.dir.put("map", snapshot.0);
+    rig.disks[0].1 = std::sync::Arc::new(disk::MemoryDisk::from_contents(snapshot.1));
+    for life in 0..2 {
+        let agent = rig.start().await;
+        let status = until(&agent, "refused", |s| s.refusal.is_some()).await;
+        let reason = status.refusal.map(|r| r.reason);
+        assert!(matches!(reason, Some(Refusal::RevertedMemory | Refusal::RevertedDisk)), "life {life}: {reason:?}");
+        let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+        for n in 8..14 {
+            export.write(n * REGION, stamped(20 + n, 4096), false).await.expect("the source is served");
+        }
+    }
+    let agent = rig.start().await;
+    until(&agent, "refused", |s| s.refusal.is_some()).await;
+    compare(&rig, &agent).await;
+    until_settled(&agent).await;
+    rig.assert_log_equals_sources();
+}
+
 /// A copy of the machine extended the log while the original was cut off and raised the version of its own map.
 #[tokio::test(start_paused = true)]
 async fn a_machine_whose_copy_has_written_meanwhile_is_refused() {

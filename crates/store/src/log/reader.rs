@@ -151,9 +151,7 @@ impl LogReader {
     async fn step_to_top(&mut self) -> Result<Step, StoreError> {
         let top = self.top;
         let Some((opening, body)) = self.log.read_opening(top).await? else {
-            // Not a hole: nothing is decided before somebody opens an epoch, wherever the manifest's end lies. Who took
-            // this for a folded prefix would call a log damaged whose writer is just about to open.
-            return Ok(Step::Done(Next::Unopened { epoch: top }));
+            return self.folded_or_unopened(top).await;
         };
         if self.rules.reader_looks_at_top {
             self.top = self.log.highest_epoch(top).await?;
@@ -191,6 +189,19 @@ impl LogReader {
         tracing::debug!(machine = %self.log.machine, top, from = ours, "chain of openings accepted");
         self.links = links;
         Ok(Step::Again)
+    }
+
+    /// The highest epoch has no opening. It was folded away if the newest manifest lies in that epoch; else nobody has opened
+    /// it yet, and nothing is decided before somebody does, wherever the manifest's end lies. Who took that for a folded
+    /// prefix would call a log damaged whose writer is just about to open.
+    async fn folded_or_unopened(&self, top: u64) -> Result<Step, StoreError> {
+        if self.log.kind == LogKind::Stream {
+            let newest = self.log.base.newest().await?;
+            if newest.position.epoch >= top && newest.position > self.end.position {
+                return Ok(Step::Done(Next::Folded(newest)));
+            }
+        }
+        Ok(Step::Done(Next::Unopened { epoch: top }))
     }
 
     /// Rule 5: nothing is concluded from a hole unless the newest manifest, read after seeing it, lies before it.
