@@ -164,9 +164,8 @@ impl Agent {
             if core.stopping {
                 return Err(AgentError::Stopping);
             }
-            let mode = core.sequencer.mode();
             let set = core.mark(now, MarkKind::Application, id, label.to_owned());
-            let Some((seq, time)) = set else { return Err(not_consistent(mode)) };
+            let Some((seq, time)) = set else { return Err(not_consistent(core.sequencer.mode())) };
             (seq, time, core.life)
         };
         self.shared.send_bell.notify_one();

@@ -143,7 +143,7 @@ impl Core {
     /// The source completed a change: it becomes a record, or a bit.
     pub(crate) fn complete(&mut self, now: Timestamp, disk: usize, change: Change) {
         let extent = change.extent();
-        if self.sequencer.mode() != Mode::Bitmap && !self.queue.has_room(change.payload_bytes()) {
+        if self.sequencer.mode() != Mode::Bitmap && !self.queue.has_room(1, change.payload_bytes()) {
             self.enter_bitmap(now, DrainCause::Overflow, "queue and spool are full");
         }
         if self.sequencer.mode() == Mode::Bitmap {
@@ -261,7 +261,7 @@ impl Core {
     /// A drain read is done: it becomes records, if the mode still allows and there is room. Says whether it did.
     pub(crate) fn drained(&mut self, now: Timestamp, disk: usize, changes: Vec<Change>) -> bool {
         let payload: u64 = changes.iter().map(Change::payload_bytes).sum();
-        if self.sequencer.mode() != Mode::Drain || !self.queue.has_room(payload) {
+        if self.sequencer.mode() != Mode::Drain || !self.queue.has_room(changes.len(), payload) {
             return false;
         }
         for change in changes {
@@ -284,6 +284,9 @@ impl Core {
         id: [u8; 16],
         label: String,
     ) -> Option<(Seq, Timestamp)> {
+        if self.sequencer.mode() == Mode::Data && !self.queue.has_room(1, 0) {
+            self.enter_bitmap(now, DrainCause::Overflow, "queue and spool are full");
+        }
         if self.sequencer.mode() != Mode::Data {
             return None;
         }

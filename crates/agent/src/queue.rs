@@ -15,6 +15,9 @@ use crate::spool::{Slot, SpoolSpace, slot_bytes};
 /// Memory a record takes besides its payload.
 const RECORD_OVERHEAD_BYTES: u64 = 256;
 
+/// Records that may be numbered without asking for room: a drain's end, and the beginning of the next drain.
+const DRAIN_RECORDS: u64 = 2;
+
 /// Where a payload is.
 #[derive(Debug, Clone)]
 pub(crate) enum Payload {
@@ -63,9 +66,12 @@ impl Queue {
         Queue { records: VecDeque::new(), incarnation, freed, memory_bytes: 0, memory_max, space }
     }
 
-    /// Whether a record with this payload fits into memory now.
-    pub(crate) fn has_room(&self, payload_bytes: u64) -> bool {
-        self.memory_bytes + payload_bytes + RECORD_OVERHEAD_BYTES <= self.memory_max
+    /// Whether so many records with this payload in all fit into memory now, and room is left for the beginning and the end
+    /// of a drain: those are numbered when they are due, whatever is queued. Between two of them something is drained,
+    /// which needs room itself.
+    pub(crate) fn has_room(&self, records: usize, payload_bytes: u64) -> bool {
+        let overhead = (records as u64 + DRAIN_RECORDS).saturating_mul(RECORD_OVERHEAD_BYTES);
+        self.memory_bytes.saturating_add(payload_bytes).saturating_add(overhead) <= self.memory_max
     }
 
     /// Bytes in memory and their bound.

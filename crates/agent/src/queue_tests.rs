@@ -114,3 +114,26 @@ fn one_record_over_the_credit_goes_alone_when_the_window_is_free() {
     assert!(queue.batch(Seq(0), 1 << 20, 1000, false).is_empty());
     assert_eq!(queue.batch(Seq(0), 1 << 20, 1000, true).len(), 1);
 }
+
+#[test]
+fn a_drain_that_fills_the_queue_leaves_room_for_its_end_and_the_next_beginning() {
+    const MAX: u64 = 1 << 20;
+    let mut queue = Queue::new(LIFE, LogHead::default(), MAX, 0);
+    let mut seq = 0;
+    let mut push = |queue: &mut Queue, sectors| {
+        seq += 1;
+        queue.push(record(seq, sectors), digest(seq));
+    };
+    // A read of three pieces becomes three records, or none.
+    while queue.has_room(3, 3 * 8 * 512) {
+        (0..3).for_each(|_| push(&mut queue, 8));
+    }
+    while queue.has_room(1, 0) {
+        push(&mut queue, 0);
+    }
+    assert!(queue.memory().0 + 3 * RECORD_OVERHEAD_BYTES > MAX, "filled to the brim");
+    (0..DRAIN_RECORDS).for_each(|_| push(&mut queue, 0));
+    assert!(queue.memory().0 <= MAX, "{} bytes", queue.memory().0);
+    // Counted as one record, the three would not have fitted.
+    assert!(!queue.has_room(3, 0) && queue.memory().0 + 3 * RECORD_OVERHEAD_BYTES > MAX);
+}

@@ -1,0 +1,4 @@
+//! Index and pages of a map. The body and what must hold stand in `format::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| farshore_fuzz::watched(data, farshore_fuzz::cap::MAP, format::fuzzing::map));
