@@ -30,6 +30,8 @@ pub fn config(data: &[u8]) {
 fn accepted_or_refused(text: &str) {
     match Config::parse(Path::new("/tmp/farshore.toml"), text) {
         Ok(config) => {
+            let retention = &config.policy.retention;
+            assert_eq!(retention.to_string().parse().as_ref(), Ok(retention));
             for machine in &config.machines {
                 let socket = crate::control::Socket::Agent(machine.name.clone()).path(&config);
                 assert!(socket.parent() == Some(config.run_dir().as_path()), "a name left its directory: {socket:?}");
@@ -82,7 +84,12 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_age: text(u, &["1s", "50ms", "1m"])?,
         },
         applier: ApplierTable { prefix_gc: u.arbitrary()? },
-        policy: PolicyTable { crash_every: text(u, &["60s", "1h"])?, rpo_target: text(u, &["30s"])? },
+        policy: PolicyTable {
+            crash_every: text(u, &["60s", "1h"])?,
+            journal_window: text(u, &["24h", "0s"])?,
+            retention: text(u, &["24h:all, 7d:1h, 30d:1d, 1y:1w", "1h:5m"])?,
+            rpo_target: text(u, &["30s"])?,
+        },
         machine: list(u, machine)?,
     })
 }

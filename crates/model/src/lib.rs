@@ -1,4 +1,4 @@
-//! The words every other crate speaks: names, units, extents, records, positions, selectors.
+//! The words every other crate speaks: names, units, extents, records, positions, selectors, retention.
 //!
 //! This crate holds plain values and the rules that make them valid. It does no I/O, knows no byte format and reads no
 //! clock: `now` is always passed in. Whatever two services must agree on, and only that, belongs here.
@@ -9,6 +9,7 @@ mod extent;
 mod name;
 mod position;
 mod record;
+pub mod retention;
 mod selector;
 mod time;
 mod units;
@@ -19,6 +20,7 @@ pub use extent::{Extent, ExtentError, ExtentSet, SECTOR_BYTES};
 pub use name::{DiskId, DiskName, MachineName, NameError};
 pub use position::{Incarnation, LogHead, Position, Seq};
 pub use record::{DiskChange, DrainCause, Mark, MarkKind, Record, RecordBody};
+pub use retention::{Retention, RetentionError};
 pub use selector::{PointId, Selector, SelectorError};
 pub use time::Timestamp;
 pub use units::{ByteSize, UnitError, parse_duration, parse_size};

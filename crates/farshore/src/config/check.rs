@@ -12,8 +12,8 @@ use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, MACHINES_MAX, Machine,
-    MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer,
+    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, JOURNAL_WINDOW, MACHINES_MAX,
+    Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer,
     ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable,
     StoreTable, Transport,
 };
@@ -108,9 +108,11 @@ impl Checker<'_> {
     }
 
     fn policy(&self, table: PolicyTable) -> Result<Policy, ConfigError> {
-        let PolicyTable { crash_every, rpo_target } = table;
+        let PolicyTable { crash_every, journal_window, retention, rpo_target } = table;
         Ok(Policy {
             crash_every: self.duration("policy.crash_every", &crash_every, POLICY_INTERVAL)?,
+            journal_window: self.duration("policy.journal_window", &journal_window, JOURNAL_WINDOW)?,
+            retention: retention.parse().map_err(|e| self.refuse("policy.retention", e))?,
             rpo_target: self.duration("policy.rpo_target", &rpo_target, POLICY_INTERVAL)?,
         })
     }

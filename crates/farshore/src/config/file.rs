@@ -82,6 +82,10 @@ pub struct ApplierTable {
 pub struct PolicyTable {
     /// Interval of crash-consistent points.
     pub crash_every: String,
+    /// How long every position stays recoverable.
+    pub journal_window: String,
+    /// Which points stay, in tiers.
+    pub retention: String,
     /// Recovery point objective.
     pub rpo_target: String,
 }
@@ -140,7 +144,12 @@ impl Default for ProcessServerTable {
 
 impl Default for PolicyTable {
     fn default() -> Self {
-        Self { crash_every: "60s".into(), rpo_target: "30s".into() }
+        Self {
+            crash_every: "60s".into(),
+            journal_window: "24h".into(),
+            retention: "24h:all, 7d:1h, 30d:1d, 1y:1w".into(),
+            rpo_target: "30s".into(),
+        }
     }
 }
 

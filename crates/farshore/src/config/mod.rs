@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::{DiskName, MachineName};
+use model::{DiskName, MachineName, Retention};
 use nbd::ListenAddress;
 
 use check::{Checker, syntax_line};
@@ -33,6 +33,8 @@ pub const SEGMENT_BYTES: RangeInclusive<u64> = 256 << 10..=64 << 20;
 pub const SEGMENT_AGE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
 /// Interval of crash points and the RPO target.
 pub const POLICY_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+/// How long every position stays recoverable.
+pub const JOURNAL_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(365 * 24 * 3600);
 /// Payload bytes an agent holds in memory.
 pub const QUEUE_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 30;
 /// Payload bytes an agent spills to a file; 0 for none.
@@ -148,6 +150,10 @@ pub struct Applier {
 pub struct Policy {
     /// Interval of crash points.
     pub crash_every: Duration,
+    /// How long every position stays recoverable.
+    pub journal_window: Duration,
+    /// Which points stay after that.
+    pub retention: Retention,
     /// Recovery point objective.
     pub rpo_target: Duration,
 }

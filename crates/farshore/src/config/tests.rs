@@ -88,6 +88,14 @@ fn nothing_is_collected_unless_it_is_asked_for() {
 }
 
 #[test]
+fn a_policy_says_how_long_what_stays() {
+    let policy =
+        parse(&with("[policy]\njournal_window = \"0s\"\nretention = \"48h:all,1w:1h\"\n")).expect("valid").policy;
+    assert_eq!(policy.journal_window, Duration::ZERO);
+    assert_eq!(policy.retention.to_string(), "48h:all, 1w:1h");
+}
+
+#[test]
 fn relative_paths_are_relative_to_the_file() {
     let config = parse(&with(WEB)).expect("valid");
     assert_eq!(config.site.data_dir, Path::new("/etc/farshore/data"));
@@ -202,6 +210,10 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[process_server]\ntransport = \"tcp\"\n", "quic"),
         ("[process_server]\nlisten = \"nowhere\"\n", "host:port"),
         ("[policy]\ncrash_every = \"1ms\"\n", "1s to 1day"),
+        ("[policy]\njournal_window = \"always\"\n", "policy.journal_window: \"always\" is not a duration"),
+        ("[policy]\njournal_window = \"2000days\"\n", "policy.journal_window"),
+        ("[policy]\nretention = \"24h:all, 7d:1x\"\n", "policy.retention: tier 2 (\"7d:1x\"): its interval is no"),
+        ("[policy]\nretention = \"\"\n", "write AGE:INTERVAL"),
         ("[[machine]]\nname = \"web\"\n", "at least"),
         (
             "[[machine]]\nname = \"web\"\nqueue_bytes = \"1KiB\"\n[[machine.disk]]\nname=\"a\"\nsource=\"a\"\n",

@@ -1,8 +1,9 @@
-//! Two ways through a model: every state there is, or seeded schedules.
+//! Two ways through a model: every state there is, or seeded schedules. `gc_spec` goes the same ways.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::time::Instant;
 
 use store::SplitMix64;
 
@@ -177,4 +178,45 @@ pub fn random<M: Model>(
         }
     }
     Ok(state)
+}
+
+/// Runs the seeds; returns how many of them fail with what, the first that fails (counted from 1; the last when not `all`
+/// are asked for), and shows `each` the ends of the others.
+pub fn schedules<M: Model, S: Schedule<M>>(
+    start: &M,
+    schedule: impl Fn() -> S,
+    seeds: u64,
+    steps: usize,
+    all: bool,
+    mut each: impl FnMut(&M),
+) -> (BTreeMap<&'static str, u64>, Option<u64>) {
+    let (mut verdicts, mut first) = (BTreeMap::new(), None);
+    for seed in 0..seeds {
+        match random(start.clone(), &mut schedule(), seed, steps) {
+            Ok(end) => each(&end),
+            Err(broken) => {
+                *verdicts.entry(broken.verdict).or_default() += 1;
+                first.get_or_insert(seed + 1);
+                if !all {
+                    break;
+                }
+            }
+        }
+    }
+    (verdicts, first)
+}
+
+/// Visits every state; none may be wrong.
+pub fn assert_sound<M: Model>(what: &str, start: M, states_max: u64) {
+    let begun = Instant::now();
+    match exhaustive(start, states_max) {
+        Ok(explored) => println!("{what}: every state is sound: {explored:?} in {:.1?}", begun.elapsed()),
+        Err(Broken { verdict, path }) => panic!("{what}: {verdict} after {path:#?}"),
+    }
+}
+
+/// A number that a variable of the environment asks for.
+pub fn asked(variable: &str) -> Option<u64> {
+    let asked = std::env::var(variable).ok()?;
+    Some(asked.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }

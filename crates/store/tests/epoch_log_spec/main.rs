@@ -10,7 +10,6 @@
 mod bias;
 mod explore;
 mod folder;
-mod gc;
 mod oracle;
 mod reader;
 mod state;
@@ -18,13 +17,10 @@ mod walks;
 mod world;
 mod writer;
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::time::Instant;
 
 use bias::Biased;
-use explore::{Broken, Even, Model, Schedule, exhaustive, random};
-use gc::{GcRule, Seldom, Vault};
+use explore::{Even, asked, assert_sound, exhaustive, random, schedules};
 use state::{Cast, State};
 use world::{Bounds, Rule};
 
@@ -59,20 +55,6 @@ const RULES: [Rule; 10] = [
     Rule::SecondLookUp,
     Rule::AckBeforeDelete,
 ];
-
-fn asked(variable: &str) -> Option<u64> {
-    let asked = std::env::var(variable).ok()?;
-    Some(asked.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
-}
-
-/// Visits every state; none may be wrong.
-fn assert_sound<M: Model<Action: Debug>>(what: &str, start: M, states_max: u64) {
-    let begun = Instant::now();
-    match exhaustive(start, states_max) {
-        Ok(explored) => println!("{what}: every state is sound: {explored:?} in {:.1?}", begun.elapsed()),
-        Err(Broken { verdict, path }) => panic!("{what}: {verdict} after {path:#?}"),
-    }
-}
 
 /// A small world, and about how many thousands of states it has.
 struct Small {
@@ -147,30 +129,6 @@ fn cast_for(rule: Rule) -> Cast {
     }
 }
 
-/// Runs the seeds; returns how many of them fail with what, the first that fails, and how much happened.
-fn schedules<M: Model, S: Schedule<M>>(
-    start: &M,
-    schedule: impl Fn() -> S,
-    seeds: u64,
-    all: bool,
-    mut each: impl FnMut(&M),
-) -> (BTreeMap<&'static str, u64>, Option<u64>) {
-    let (mut verdicts, mut first) = (BTreeMap::new(), None);
-    for seed in 0..seeds {
-        match random(start.clone(), &mut schedule(), seed, STEPS) {
-            Ok(end) => each(&end),
-            Err(broken) => {
-                *verdicts.entry(broken.verdict).or_default() += 1;
-                first.get_or_insert(seed + 1);
-                if !all {
-                    break;
-                }
-            }
-        }
-    }
-    (verdicts, first)
-}
-
 /// With every rule in force no schedule fails, towards whichever race it leans; and the schedules are about something.
 #[test]
 fn all_rules_hold_in_seeded_schedules() {
@@ -190,7 +148,7 @@ fn all_rules_hold_in_seeded_schedules() {
             folded += bits(&observed.folded);
             opened += u64::from(end.world.stream.highest(0));
         };
-        let (verdicts, first) = schedules(&start, || Biased::towards(towards), seeds, false, count);
+        let (verdicts, first) = schedules(&start, || Biased::towards(towards), seeds, STEPS, false, count);
         assert!(verdicts.is_empty(), "{cast:?} towards {towards:?}: seed {first:?} fails: {verdicts:?}");
     }
     let rate = runs as f64 / begun.elapsed().as_secs_f64();
@@ -208,8 +166,8 @@ fn each_removed_rule_fails_in_seeded_schedules() {
     for rule in RULES {
         let start = State::new(cast_for(rule), LARGE, Some(rule));
         let seeds = all.unwrap_or(BROKEN_SEEDS_MAX).max(BROKEN_SEEDS_MAX);
-        let (verdicts, biased) = schedules(&start, || Biased::towards(Some(rule)), seeds, all.is_some(), |_| ());
-        let (_, even) = schedules(&start, || Even, BROKEN_SEEDS_MAX, false, |_| ());
+        let (verdicts, biased) = schedules(&start, || Biased::towards(Some(rule)), seeds, STEPS, all.is_some(), |_| ());
+        let (_, even) = schedules(&start, || Even, BROKEN_SEEDS_MAX, STEPS, false, |_| ());
         let show = |first: Option<u64>| first.map_or(format!(">{BROKEN_SEEDS_MAX}"), |n| n.to_string());
         println!("{:22} {:>8} {:>12}  {verdicts:?}", format!("{rule:?}"), show(biased), show(even));
         assert!(biased.is_some_and(|n| n <= BROKEN_SEEDS_MAX), "no seed notices that {rule:?} is gone");
@@ -232,25 +190,6 @@ fn each_removed_rule_fails_in_some_state_of_a_small_cast() {
         let broken = exhaustive(State::new(cast, SMALL, Some(rule)), STATES_MAX);
         let broken = broken.expect_err("a removed rule must be missed");
         println!("{rule:?}: {} ({} steps)", broken.verdict, broken.path.len());
-    }
-}
-
-#[test]
-fn every_state_of_garbage_collection_is_sound_and_each_of_its_rules_is_needed() {
-    let rules = [GcRule::OpeningReadsList, GcRule::SeenIsOldest, GcRule::ManifestsTakePart];
-    assert_sound("garbage collection", Vault::new(1, 1, &[]), STATES_MAX);
-    let seeds = asked("FARSHORE_MODEL_SEEDS").unwrap_or(2000);
-    let mut collected = 0;
-    let (verdicts, first) =
-        schedules(&Vault::new(3, 2, &[]), || Seldom, seeds, false, |end| collected += u64::from(!end.exists()));
-    assert!(verdicts.is_empty(), "seed {first:?} fails: {verdicts:?}");
-    assert!(collected > seeds / 20, "X was deleted in {collected} of {seeds} schedules: there is nothing to judge");
-    for rule in rules {
-        let broken = exhaustive(Vault::new(1, 1, &[rule]), STATES_MAX).expect_err("a removed rule must be missed");
-        let start = Vault::new(3, 2, &[rule]);
-        let (verdicts, first) = schedules(&start, || Seldom, BROKEN_SEEDS_MAX, false, |_| ());
-        println!("{rule:?}: {} ({} steps); seeds: {first:?} {verdicts:?}", broken.verdict, broken.path.len());
-        assert!(first.is_some(), "no seed notices that {rule:?} is gone");
     }
 }
 
