@@ -21,4 +21,5 @@ mod power_cut;
 mod power_recording;
 mod prefix;
 mod refused;
+mod restore;
 mod zombies;

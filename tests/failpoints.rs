@@ -437,30 +437,20 @@ fn applier_dies_at_every_step() {
     }
 }
 
-/// A restore that dies leaves no file that looks whole and is not, and the next one works.
+/// A restore that dies leaves no file that looks whole and is not, and the same command goes on to its end.
 #[test]
 fn restore_and_init_die_at_every_step() {
     let mut seed = Seed::from_environment(304);
-    let site = Site::new(SiteOptions { machines: vec![("db", vec![("root", 8 << 20)])], ..SiteOptions::default() });
+    let machines = vec![("db", vec![("root", 24 << 20), ("data", 4 << 20)])];
+    let site = Site::new(SiteOptions { machines, ..SiteOptions::default() });
     assert_armed(&site);
     let _server = site.start(&["process-server"]);
     let _agent = site.start_agent("db");
-    run("qemu-io", &["-f", "raw", "-c", "write -P 0x51 1M 3M", "-c", "flush", &site.nbd_uri("db", "root")]);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 0x51 1M 17M", "-c", "flush", &site.nbd_uri("db", "root")]);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 0x52 1M 1M", "-c", "flush", &site.nbd_uri("db", "data")]);
     site.wait_stored("db");
-    for row in rows("restore", &mut seed) {
-        let to = site.path(row.failpoint);
-        let target = to.to_string_lossy();
-        let died = deaths(&site.path("restore-db.log"), row.failpoint);
-        let args = ["restore", "db", "--at", "latest", "--to", &target, "--format", "raw"];
-        wait_dead(&site, "restore-db.log", site.start_armed(&args, row.failpoint, row.nth), &row, died);
-        let image = to.join("db-root.raw");
-        if image.exists() {
-            assert_eq!(difference(&site.source("db", "root"), &image), None, "{row:?}: a file with its name is whole");
-        }
-        assert_eq!(image.exists(), row.failpoint == "restore-image-renamed", "{row:?}");
-        assert_ne!(site.run(&args).code, 0, "{row:?}: what is there is not written over");
-        std::fs::remove_dir_all(&to).expect("the rest is removed");
-        site.assert_equals_source("db", &site.restore("db", "latest", row.failpoint));
+    for (row, format) in rows("restore", &mut seed).iter().flat_map(|row| FORMATS.map(|format| (*row, format))) {
+        restore_dies(&site, &row, format);
     }
     for row in rows("init", &mut seed) {
         let to = site.path("dead-site");
@@ -472,6 +462,41 @@ fn restore_and_init_die_at_every_step() {
         std::fs::remove_dir_all(&to).expect("the rest is removed");
         assert_eq!(site.run_bare(&["init", &target]).code, 0, "{row:?}: in an empty place it works");
     }
+}
+
+/// Formats of images: name, and what qemu-img calls it.
+const FORMATS: [(&str, &str); 3] = [("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")];
+
+fn restore_dies(site: &Site, row: &Row, (format, qemu): (&str, &str)) {
+    let to = site.path(&format!("{}-{format}", row.failpoint));
+    let target = to.to_string_lossy();
+    let died = deaths(&site.path("restore-db.log"), row.failpoint);
+    let args = ["restore", "db", "--at", "latest", "--to", &target, "--format", format];
+    wait_dead(site, "restore-db.log", site.start_armed(&args, row.failpoint, row.nth), row, died);
+    let image = |disk: &str| to.join(format!("db-{disk}.{format}"));
+    let compare = |disk: &str| {
+        let (source, image) = (site.source("db", disk), image(disk));
+        run("qemu-img", &["compare", "-f", "raw", "-F", qemu, &source.to_string_lossy(), &image.to_string_lossy()]);
+    };
+    let named: Vec<_> = ["data", "root"].into_iter().filter(|disk| image(disk).exists()).collect();
+    let wanted: &[&str] = match row.failpoint {
+        "restore-image-renamed" => &["data"],
+        "restore-state-removed" => &["data", "root"],
+        _ => &[],
+    };
+    assert_eq!(named, wanted, "{row:?}");
+    named.into_iter().for_each(compare);
+    let ran = site.run(&[&["--json"], &args[..]].concat());
+    if row.failpoint == "restore-state-removed" {
+        assert_eq!(ran.code, 2, "{row:?}: it had ended, and what is there is not written over: {ran:?}");
+    } else {
+        assert_eq!(ran.code, 0, "{row:?}: it goes on: {ran:?}");
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one object");
+        let durable = ["restore-pieces-durable", "restore-image-complete", "restore-image-renamed"];
+        assert_eq!(said["bytes_resumed"].as_u64() > Some(0), durable.contains(&row.failpoint), "{row:?}: {said:#}");
+    }
+    ["data", "root"].into_iter().for_each(compare);
+    std::fs::remove_dir_all(&to).expect("the rest is removed");
 }
 
 fn init_armed(site: &Site, target: &str, row: &Row) -> Proc {

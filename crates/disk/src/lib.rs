@@ -5,7 +5,7 @@ mod image;
 pub mod memory;
 mod raw;
 
-pub use image::{ImageFormat, ImageFormatError, ImageWriter, create_image};
+pub use image::{Image, ImageFormat, ImageFormatError};
 pub use memory::MemoryDisk;
 pub use raw::RawDisk;
 

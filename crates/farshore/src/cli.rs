@@ -207,12 +207,15 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "SEL", help = AT)]
     #[expect(missing_docs, reason = "the help text is the documentation")]
     pub at: Selector,
-    /// Directory for the images, one file for each disk; it must not exist or be empty
+    /// Directory for the images, one file for each disk; it must be absent or empty, or hold what an unfinished restore of the same left: that is gone on with
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Format of the images
     #[arg(long, value_enum)]
     pub format: Format,
+    /// Do not read the images back from their medium to compare them with what was written
+    #[arg(long)]
+    pub no_verify: bool,
 }
 
 /// `serve`

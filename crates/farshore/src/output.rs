@@ -71,6 +71,14 @@ impl Progress {
         Self { bar, since: std::time::Instant::now() }
     }
 
+    /// Begins a part of the work, with so many units done before it: rate and ETA are of this part alone.
+    pub fn begin(&self, what: &'static str, done: u64) {
+        self.bar.set_prefix(what);
+        self.bar.set_position(done);
+        self.bar.tick();
+        self.bar.reset_eta();
+    }
+
     /// How far: units done of units in all.
     pub fn set(&self, done: u64, total: u64) {
         if self.bar.is_hidden() && self.since.elapsed() > PROGRESS_AFTER && std::io::stderr().is_terminal() {

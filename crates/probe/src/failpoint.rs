@@ -68,9 +68,13 @@ pub const FAILPOINTS: &[Failpoint] = &[
     of("applier", "applier-replica-state-synced"),
     of("applier", "applier-replica-state-renamed"),
     of("applier", "applier-replica-position-durable"),
+    of("restore", "restore-state-created"),
     of("restore", "restore-image-created"),
+    of("restore", "restore-pieces-synced"),
+    of("restore", "restore-pieces-durable"),
     of("restore", "restore-image-complete"),
     of("restore", "restore-image-renamed"),
+    of("restore", "restore-state-removed"),
     of("init", "init-vault-created"),
 ];
 

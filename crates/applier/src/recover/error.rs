@@ -109,6 +109,32 @@ pub enum RecoverError {
         /// What is wrong, and what to do.
         why: &'static str,
     },
+    /// The target holds an unfinished restore of something else.
+    #[error(
+        "target {path} holds an unfinished restore of {found}; asked for is {asked}: finish that one first, or give \
+         another directory"
+    )]
+    OtherRestore {
+        /// The target.
+        path: PathBuf,
+        /// What it is being made into.
+        found: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// What was written to an image does not come back from the medium.
+    #[error(
+        "image {path} is not what was written to it, from offset {offset} of the {of} on: its medium lost or changed data; \
+         remove its directory, and restore to a medium that keeps what it is given"
+    )]
+    Altered {
+        /// The image.
+        path: PathBuf,
+        /// What the offset counts in: the disk, or the file where no byte of the disk is meant.
+        of: &'static str,
+        /// First byte of the part that differs.
+        offset: u64,
+    },
     /// The target has too little room.
     #[error("target {path} is too small: {need} bytes are needed and {free} are free")]
     TargetTooSmall {
@@ -195,10 +221,12 @@ impl RecoverError {
             | RecoverError::UnknownDisk { .. }
             | RecoverError::Range { .. }
             | RecoverError::SizeDiffers { .. }
+            | RecoverError::OtherRestore { .. }
             | RecoverError::Target { .. } => ErrorKind::Usage,
             RecoverError::Undecided { .. }
             | RecoverError::TooLong { .. }
             | RecoverError::TargetTooSmall { .. }
+            | RecoverError::Altered { .. }
             | RecoverError::File { .. }
             | RecoverError::OtherDisk { .. } => ErrorKind::Failed,
         }

@@ -8,7 +8,6 @@ mod compare;
 mod error;
 mod frames;
 mod history;
-mod image;
 mod map;
 mod overlay;
 mod point;
@@ -26,7 +25,7 @@ pub use history::{History, LoadOptions};
 pub use overlay::OverlayExport;
 pub use point::{PointDisk, PointDiskInfo, PointReader};
 pub use progress::{Progress, ProgressFn, Stage};
-pub use restore::{RestoreReport, RestoredDisk, restore};
+pub use restore::{RestoreOptions, RestoreReport, RestoredDisk, restore};
 pub use selection::{PointView, PointsView, Resolved, ValidRange};
 pub use verify::{AtReport, Damage, SeqRange, VerifyReport, Witness, verify};
 

@@ -9,6 +9,8 @@ pub enum Stage {
     Loading,
     /// Writing disks; counted in bytes.
     Restoring,
+    /// Reading written disks back from the medium; counted in bytes.
+    ReadingBack,
     /// Re-reading objects; counted in objects.
     Verifying,
     /// Comparing; counted in bytes.

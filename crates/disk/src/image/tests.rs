@@ -38,8 +38,17 @@ fn pieces(size: u64) -> Vec<(u64, Bytes)> {
     pieces
 }
 
+/// The ranges of the pieces.
+fn data(size: u64) -> Vec<Extent> {
+    pieces(size).iter().map(|(offset, data)| extent(*offset, data.len() as u64)).collect()
+}
+
+fn extent(offset: u64, len: u64) -> Extent {
+    Extent::new(offset, len).expect("aligned by the test")
+}
+
 async fn write_image(path: &Path, format: ImageFormat, size: u64) {
-    let image = create_image(path, format, size).await.expect("create");
+    let image = Image::create(path, format, size, &data(size)).await.expect("create");
     let writes = pieces(size).into_iter().map(|(offset, data)| image.write(offset, data));
     for written in join_all(writes).await {
         written.expect("write");
@@ -107,7 +116,8 @@ async fn holes_take_no_space_in_any_format() {
     let dir = tempfile::tempdir().expect("dir");
     for format in ImageFormat::ALL {
         let path = dir.path().join(format.extension());
-        let image = create_image(&path, format, 1 << 30).await.expect("create");
+        let data = [extent(512 << 20, 1 << 20)];
+        let image = Image::create(&path, format, 1 << 30, &data).await.expect("create");
         image.write(512 << 20, vec![1; 1 << 20].into()).await.expect("write");
         image.finish().await.expect("finish");
         let taken = std::fs::metadata(&path).expect("metadata").blocks() * 512;
@@ -121,32 +131,122 @@ async fn existing_files_bad_sizes_and_writes_past_the_end_are_refused() {
     for format in ImageFormat::ALL {
         let path = dir.path().join(format.extension());
         std::fs::write(&path, b"precious").expect("file");
-        let error = create_image(&path, format, 1 << 20).await.err().expect("exists");
+        let error = Image::create(&path, format, 1 << 20, &[]).await.expect_err("exists");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert!(error.to_string().contains("move it away"), "{error}");
         assert_eq!(std::fs::read(&path).expect("kept"), b"precious");
 
         let path = dir.path().join(format!("new.{format}"));
         for size in [0, 1000] {
-            assert!(create_image(&path, format, size).await.is_err(), "{format} {size}");
+            assert!(Image::create(&path, format, size, &[]).await.is_err(), "{format} {size}");
             assert!(!path.exists());
         }
-        let image = create_image(&path, format, 1 << 20).await.expect("create");
+        assert!(Image::create(&path, format, 512, &[extent(512, 512)]).await.is_err(), "data past the end");
+        let image = Image::create(&path, format, 1 << 20, &[extent(0, 1 << 20)]).await.expect("create");
         assert!(image.write(1 << 20, Bytes::from_static(&[1; 512])).await.is_err(), "{format}");
     }
-    let huge = create_image(&dir.path().join("huge"), ImageFormat::Vhd, (2040 << 30) + 512).await.err();
-    assert!(huge.expect("too large").to_string().contains("choose raw or qcow2"));
+    let huge = Image::create(&dir.path().join("huge"), ImageFormat::Vhd, (2040 << 30) + 512, &[]).await;
+    assert!(huge.expect_err("too large").to_string().contains("choose raw or qcow2"));
+}
+
+/// Opens an image that was let go: a process that another test forks just now has its lock too, until it becomes qemu-img.
+async fn open_let_go(path: &Path, format: ImageFormat, size: u64, data: &[Extent]) -> io::Result<Image> {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match Image::open(path, format, size, data).await {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && std::time::Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 #[tokio::test]
-async fn an_unfinished_vhd_is_not_taken_for_one() {
+async fn an_unfinished_image_is_not_taken_for_one_and_is_gone_on_with() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("disk.vhd");
-    let image = create_image(&path, ImageFormat::Vhd, 1 << 20).await.expect("create");
-    image.write(0, Bytes::from_static(&[1; 512])).await.expect("write");
+    let size = (10 << 20) + (3 << 10);
+    for format in [ImageFormat::Qcow2, ImageFormat::Vhd] {
+        let path = dir.path().join(format.extension());
+        let image = Image::create(&path, format, size, &data(size)).await.expect("create");
+        let mut left = pieces(size);
+        let (offset, bytes) = left.pop().expect("pieces");
+        image.write(offset, bytes.clone()).await.expect("write");
+        image.sync().await.expect("sync");
+        drop(image);
+        let (ok, said) = qemu_img(&["info", "-f", qemu_name(format)], &[&path]);
+        assert!(!ok, "{format} has no header or footer: {said}");
+        let image = open_let_go(&path, format, size, &data(size)).await.expect("open");
+        for (offset, bytes) in left {
+            image.write(offset, bytes).await.expect("write");
+        }
+        image.finish().await.expect("finish");
+        image.finish().await.expect("again");
+        assert_eq!(image.altered_frame().await.expect("read"), None);
+        assert_eq!(image.read_back(extent(offset, bytes.len() as u64)).await.expect("read"), bytes);
+        let (ok, said) = qemu_img(&["info", "-f", qemu_name(format)], &[&path]);
+        assert!(ok, "{format}: {said}");
+        let held = Image::open(&path, format, size, &data(size)).await.expect_err("it is held");
+        assert_eq!(held.kind(), io::ErrorKind::ResourceBusy, "{held}");
+        drop(image);
+        let other = open_let_go(&path, format, size + (2 << 20), &[extent(0, 9 << 20)]).await.expect_err("refused");
+        assert_eq!(other.kind(), io::ErrorKind::InvalidData, "{other}");
+    }
+}
+
+/// Every byte of the frame counts: whichever is flipped, it is named, and nothing else is.
+#[tokio::test]
+async fn a_flipped_byte_of_header_tables_footer_or_padding_is_found() {
+    let dir = tempfile::tempdir().expect("dir");
+    let size = (1 << 20) + 512;
+    for (format, places) in [
+        (ImageFormat::Qcow2, vec![5, 70, 0x1_0001, 0x2_0003, 0x3_0007, 0x4_0009]),
+        (ImageFormat::Vhd, vec![(1 << 20) + 600, (2 << 20) + 511]),
+    ] {
+        let path = dir.path().join(format.extension());
+        let image = Image::create(&path, format, size, &data(size)).await.expect("create");
+        image.finish().await.expect("finish");
+        let file = std::fs::File::options().read(true).write(true).open(&path).expect("opens");
+        for at in places {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).expect("read");
+            file.write_all_at(&[byte[0] ^ 4], at).expect("flip");
+            file.sync_all().expect("sync");
+            let found = image.altered_frame().await.expect("read").expect("noticed");
+            assert!(found <= at && at < found + (8 << 20), "{format}: {at} is named as {found}");
+            file.write_all_at(&byte, at).expect("flip back");
+            file.sync_all().expect("sync");
+            assert_eq!(image.altered_frame().await.expect("read"), None, "{format} {at}");
+        }
+    }
+}
+
+/// Tables of every level have several clusters, and partly filled ones; most of the data is never written.
+#[tokio::test]
+async fn a_large_scattered_qcow2_has_no_errors() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (path, twin) = (dir.path().join("large.qcow2"), dir.path().join("twin"));
+    let size = (5u64 << 40) + 512;
+    let mut written: Vec<Extent> = (0..300).map(|i| extent(i * (17 << 30) + i * 1536, 512 * (1 + i))).collect();
+    written.push(extent(size - 512, 512));
+    let mut data = written.clone();
+    data.insert(1, extent(1 << 30, 3 << 30));
+    let image = Image::create(&path, ImageFormat::Qcow2, size, &data).await.expect("create");
+    let file = std::fs::File::create(&twin).expect("twin");
+    file.set_len(size).expect("size");
+    for e in written {
+        let bytes: Vec<u8> = (0..e.len()).map(|i| (i / 512 + e.offset() / 512) as u8 | 1).collect();
+        file.write_all_at(&bytes, e.offset()).expect("twin");
+        image.write(e.offset(), bytes.into()).await.expect("write");
+    }
+    image.finish().await.expect("finish");
+    assert_eq!(image.altered_frame().await.expect("read"), None);
+    assert!(image.write(16 << 30, Bytes::from_static(&[1; 512])).await.is_err(), "a hole is not written");
     drop(image);
-    let (ok, _) = qemu_img(&["info", "-f", "vpc"], &[&path]);
-    assert!(!ok, "it has no footer");
+    let (ok, said) = qemu_img(&["check", "-f", "qcow2"], &[&path]);
+    assert!(ok && said.contains("No errors"), "{said}");
+    let (same, said) = qemu_img(&["compare", "-f", "raw", "-F", "qcow2"], &[&twin, &path]);
+    assert!(same, "{said}");
 }
 
 #[test]

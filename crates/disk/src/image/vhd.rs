@@ -12,19 +12,13 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use model::SECTOR_BYTES;
 
-use super::{ImageWriter, unfinished};
-use crate::bounds::check_write;
-use crate::{Disk, RawDisk};
-
 /// A footer.
-const FOOTER_BYTES: usize = 512;
+pub(super) const FOOTER_BYTES: u64 = 512;
 
 /// Virtual sizes are multiples of this: Azure takes no other.
 const SIZE_UNIT_BYTES: u64 = 1 << 20;
@@ -35,49 +29,29 @@ const SIZE_BYTES_MAX: u64 = 2040 << 30;
 /// Seconds from 1970 to 2000, where the format's time begins.
 const EPOCH_2000_SECONDS: u64 = 946_684_800;
 
-/// Where the checksum lies in the footer.
+/// Where the footer says when it was made, the checksum and the unique id.
+const SECONDS_AT: usize = 24;
 const CHECKSUM_AT: usize = 64;
+const ID_AT: usize = 68;
 
-/// A fixed VHD being written.
-pub(super) struct VhdImage {
-    /// The disk and, as its last sector, the footer.
-    file: RawDisk,
-    path: PathBuf,
-    /// Bytes that may be written.
-    size: u64,
-    /// Bytes that the footer speaks of.
-    virtual_size: u64,
+/// The bytes that the footer of a disk of `size` bytes speaks of.
+pub(super) fn virtual_size(size: u64) -> io::Result<u64> {
+    if size > SIZE_BYTES_MAX {
+        let why = format!("a VHD holds at most 2040 GiB, this disk has {size} bytes: choose raw or qcow2");
+        return Err(io::Error::new(ErrorKind::InvalidInput, why));
+    }
+    Ok(size.next_multiple_of(SIZE_UNIT_BYTES))
 }
 
-impl VhdImage {
-    pub(super) fn create(path: PathBuf, size: u64) -> io::Result<Self> {
-        if size > SIZE_BYTES_MAX {
-            let why = format!("a VHD holds at most 2040 GiB, this disk has {size} bytes: choose raw or qcow2");
-            return Err(io::Error::new(ErrorKind::InvalidInput, why));
-        }
-        let virtual_size = size.next_multiple_of(SIZE_UNIT_BYTES);
-        let file = RawDisk::create(&path, virtual_size + FOOTER_BYTES as u64)?;
-        Ok(Self { file, path, size, virtual_size })
-    }
+/// A footer with the time and an id of its own.
+pub(super) fn new_footer(virtual_size: u64) -> io::Result<Bytes> {
+    Ok(Bytes::copy_from_slice(&footer(virtual_size, Stamp::now()?)))
 }
 
-#[async_trait]
-impl ImageWriter for VhdImage {
-    async fn write(&self, offset: u64, data: Bytes) -> io::Result<()> {
-        // The rounding and the footer behind the disk are not the caller's.
-        check_write(offset, data.len(), self.size)?;
-        self.file.write(offset, data).await.map_err(|e| unfinished(e, &self.path))
-    }
-
-    async fn finish(&self) -> io::Result<()> {
-        let finished = async {
-            let footer = footer(self.virtual_size, Stamp::now()?);
-            self.file.flush().await?;
-            self.file.write(self.virtual_size, Bytes::copy_from_slice(&footer)).await?;
-            self.file.flush().await
-        };
-        finished.await.map_err(|e| unfinished(e, &self.path))
-    }
+/// Whether these bytes are a footer that [`new_footer`] made for this size, at whatever time.
+pub(super) fn is_footer(bytes: &[u8], virtual_size: u64) -> bool {
+    let Some(stamp) = Stamp::of(bytes) else { return false };
+    footer(virtual_size, stamp) == *bytes
 }
 
 /// What makes one image differ from another: the wall clock and randomness come in here and nowhere else.
@@ -95,17 +69,23 @@ impl Stamp {
         File::open("/dev/urandom")?.read_exact(&mut id)?;
         Ok(Self { seconds_since_2000, id })
     }
+
+    /// That of a footer.
+    fn of(footer: &[u8]) -> Option<Self> {
+        let seconds_since_2000 = u32::from_be_bytes(*footer.get(SECONDS_AT..)?.first_chunk()?);
+        Some(Self { seconds_since_2000, id: *footer.get(ID_AT..)?.first_chunk()? })
+    }
 }
 
-fn footer(size: u64, stamp: Stamp) -> [u8; FOOTER_BYTES] {
+fn footer(size: u64, stamp: Stamp) -> [u8; FOOTER_BYTES as usize] {
     let (cylinders, heads, sectors) = geometry(size / SECTOR_BYTES);
-    let mut footer = [0; FOOTER_BYTES];
+    let mut footer = [0; FOOTER_BYTES as usize];
     let mut put = |at: usize, bytes: &[u8]| footer[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"conectix");
     put(8, &2u32.to_be_bytes());
     put(12, &0x0001_0000u32.to_be_bytes());
     put(16, &u64::MAX.to_be_bytes());
-    put(24, &stamp.seconds_since_2000.to_be_bytes());
+    put(SECONDS_AT, &stamp.seconds_since_2000.to_be_bytes());
     put(28, b"win ");
     put(32, &0x000a_0000u32.to_be_bytes());
     put(36, b"Wi2k");
@@ -114,7 +94,7 @@ fn footer(size: u64, stamp: Stamp) -> [u8; FOOTER_BYTES] {
     put(56, &cylinders.to_be_bytes());
     put(58, &[heads, sectors]);
     put(60, &2u32.to_be_bytes());
-    put(68, &stamp.id);
+    put(ID_AT, &stamp.id);
     let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
     footer[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&(!sum).to_be_bytes());
     footer
@@ -163,6 +143,17 @@ mod tests {
         // The checksum is the complement of the sum of all bytes but its own.
         let sum: u32 = footer[..64].iter().chain(&footer[68..]).map(|b| u32::from(*b)).sum();
         assert_eq!(&footer[64..68], &(!sum).to_be_bytes());
+    }
+
+    #[test]
+    fn a_footer_is_known_again_and_any_flipped_bit_is_noticed() {
+        let whole = new_footer(3 << 20).expect("footer");
+        assert!(is_footer(&whole, 3 << 20) && !is_footer(&whole, 4 << 20) && !is_footer(&whole[..511], 3 << 20));
+        for at in 0..whole.len() {
+            let mut damaged = whole.to_vec();
+            damaged[at] ^= 1;
+            assert!(!is_footer(&damaged, 3 << 20), "byte {at}");
+        }
     }
 
     #[test]
