@@ -71,6 +71,8 @@ pub const FAILPOINTS: &[Failpoint] = &[
     of("restore", "restore-image-created"),
     of("restore", "restore-image-complete"),
     of("restore", "restore-image-renamed"),
+    of("cp", "cp-complete"),
+    of("cp", "cp-renamed"),
     of("init", "init-vault-created"),
 ];
 
