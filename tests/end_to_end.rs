@@ -7,11 +7,14 @@ mod adversaries;
 mod emulators;
 #[path = "../crates/store/tests/servers/mini_s3.rs"]
 mod mini_s3;
+#[path = "../crates/filesystem/tests/real/trees.rs"]
+mod trees;
 
 mod bad_input;
 mod bare_machine;
 mod basic;
 mod failpoints;
+mod files;
 mod filesystems;
 mod kill;
 mod nbd_tls;

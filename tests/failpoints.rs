@@ -464,39 +464,38 @@ fn restore_and_init_die_at_every_step() {
     }
 }
 
-/// Formats of images: name, and what qemu-img calls it.
-const FORMATS: [(&str, &str); 3] = [("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")];
-
-fn restore_dies(site: &Site, row: &Row, (format, qemu): (&str, &str)) {
-    let to = site.path(&format!("{}-{format}", row.failpoint));
-    let target = to.to_string_lossy();
-    let died = deaths(&site.path("restore-db.log"), row.failpoint);
-    let args = ["restore", "db", "--at", "latest", "--to", &target, "--format", format];
-    wait_dead(site, "restore-db.log", site.start_armed(&args, row.failpoint, row.nth), row, died);
-    let image = |disk: &str| to.join(format!("db-{disk}.{format}"));
-    let compare = |disk: &str| {
-        let (source, image) = (site.source("db", disk), image(disk));
-        run("qemu-img", &["compare", "-f", "raw", "-F", qemu, &source.to_string_lossy(), &image.to_string_lossy()]);
-    };
-    let named: Vec<_> = ["data", "root"].into_iter().filter(|disk| image(disk).exists()).collect();
-    let wanted: &[&str] = match row.failpoint {
-        "restore-image-renamed" => &["data"],
-        "restore-state-removed" => &["data", "root"],
-        _ => &[],
-    };
-    assert_eq!(named, wanted, "{row:?}");
-    named.into_iter().for_each(compare);
-    let ran = site.run(&[&["--json"], &args[..]].concat());
-    if row.failpoint == "restore-state-removed" {
-        assert_eq!(ran.code, 2, "{row:?}: it had ended, and what is there is not written over: {ran:?}");
-    } else {
-        assert_eq!(ran.code, 0, "{row:?}: it goes on: {ran:?}");
-        let said: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one object");
-        let durable = ["restore-pieces-durable", "restore-image-complete", "restore-image-renamed"];
-        assert_eq!(said["bytes_resumed"].as_u64() > Some(0), durable.contains(&row.failpoint), "{row:?}: {said:#}");
+/// A copy that dies leaves no name, or the whole file under it, and the next one works.
+#[test]
+fn cp_dies_at_every_step() {
+    let mut seed = Seed::from_environment(306);
+    let site = Site::new(SiteOptions { machines: vec![("db", vec![("root", 8 << 20)])], ..SiteOptions::default() });
+    assert_armed(&site);
+    let _server = site.start(&["process-server"]);
+    let _agent = site.start_agent("db");
+    let (tree, image) = (site.path("tree"), site.path("image"));
+    let contents: Vec<u8> = (0..300_000u32).map(|i| (i / 7) as u8).collect();
+    std::fs::create_dir(&tree).expect("directory is made");
+    std::fs::write(tree.join("file"), &contents).expect("file is written");
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &tree.to_string_lossy(), &image.to_string_lossy(), "8M"]);
+    run(
+        "qemu-img",
+        &["convert", "-n", "-f", "raw", "-O", "raw", &image.to_string_lossy(), &site.nbd_uri("db", "root")],
+    );
+    site.wait_stored("db");
+    for row in rows("cp", &mut seed) {
+        let to = site.path(row.failpoint);
+        let args = ["cp", "db", "--at", "latest", "/file", &to.to_string_lossy()];
+        let died = deaths(&site.path("cp-db.log"), row.failpoint);
+        wait_dead(&site, "cp-db.log", site.start_armed(&args, row.failpoint, row.nth), &row, died);
+        assert_eq!(to.exists(), row.failpoint == "cp-renamed", "{row:?}");
+        if to.exists() {
+            assert_eq!(std::fs::read(&to).expect("file is read"), contents, "{row:?}: a file with its name is whole");
+            assert_eq!(site.run(&args).code, 2, "{row:?}: what is there is not written over");
+            std::fs::remove_file(&to).expect("the copy is removed");
+        }
+        assert_eq!(site.run(&args).code, 0, "{row:?}");
+        assert_eq!(std::fs::read(&to).expect("file is read"), contents, "{row:?}");
     }
-    ["data", "root"].into_iter().for_each(compare);
-    std::fs::remove_dir_all(&to).expect("the rest is removed");
 }
 
 fn init_armed(site: &Site, target: &str, row: &Row) -> Proc {
@@ -509,7 +508,7 @@ fn init_armed(site: &Site, target: &str, row: &Row) -> Proc {
 #[test]
 fn every_failpoint_is_in_a_table() {
     let mut seed = Seed::from_environment(305);
-    let roles = ["agent", "process-server", "applier", "restore", "init"];
+    let roles = ["agent", "process-server", "applier", "restore", "cp", "init"];
     let tried: usize = roles.iter().map(|role| rows(role, &mut seed).iter().filter(|row| row.nth == 1).count()).sum();
     let twice: usize = PROVOCATIONS.iter().map(|(_, provocations)| provocations.len() - 1).sum();
     assert_eq!(tried - twice, probe::FAILPOINTS.len());

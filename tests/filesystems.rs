@@ -2,13 +2,14 @@
 //! intact, and every transaction acknowledged before the position is there.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::harness::tools::{run, try_run};
-use crate::harness::{Site, SiteOptions, eventually};
+use crate::harness::mounted::Mounted;
+use crate::harness::tools::run;
+use crate::harness::{Site, SiteOptions};
 
 /// Positions judged for each file system.
 const POSITIONS: usize = 20;
@@ -37,58 +38,6 @@ there = db.execute("select count(*) from sqlite_master where name='rows'").fetch
 count, most = db.execute("select count(*), coalesce(max(n), 0) from rows").fetchone() if there else (0, 0)
 print(check, count, most)
 "#;
-
-/// A block device over a file or an export, with a file system mounted; undone when dropped.
-struct Mounted {
-    fuse: Option<(Child, PathBuf)>,
-    device: String,
-    dir: PathBuf,
-}
-
-impl Mounted {
-    /// Attaches a loop device to a file.
-    fn attach(file: &Path, dir: &Path, fuse: Option<(Child, PathBuf)>) -> Self {
-        std::fs::create_dir_all(dir).expect("mount point is made");
-        let device = run("losetup", &["--find", "--show", &file.to_string_lossy()]).trim().to_owned();
-        Self { fuse, device, dir: dir.to_owned() }
-    }
-
-    /// Attaches a loop device to an NBD export through nbdfuse.
-    fn attach_export(socket: &Path, dir: &Path) -> Self {
-        let fuse_dir = dir.with_extension("fuse");
-        std::fs::create_dir_all(&fuse_dir).expect("fuse mount point is made");
-        let file = fuse_dir.join("nbd");
-        let child = Command::new("nbdfuse")
-            .arg(&file)
-            .arg("--unix")
-            .arg(socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| panic!("cannot run nbdfuse ({e}): `cargo xtask test` installs it"));
-        eventually("nbdfuse shows the export", || file.metadata().map(|_| ()).map_err(|e| e.to_string()));
-        Self::attach(&file, dir, Some((child, fuse_dir)))
-    }
-
-    fn mount(&self) {
-        run("mount", &[&self.device, &self.dir.to_string_lossy()]);
-    }
-
-    fn unmount(&self) {
-        run("umount", &[&self.dir.to_string_lossy()]);
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        try_run("umount", &["-l", &self.dir.to_string_lossy()]);
-        try_run("losetup", &["-d", &self.device]);
-        if let Some((mut child, dir)) = self.fuse.take() {
-            try_run("fusermount3", &["-u", &dir.to_string_lossy()]);
-            let _gone_already = child.kill();
-            let _gone_already = child.wait();
-        }
-    }
-}
 
 fn micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
@@ -137,7 +86,7 @@ fn positions(site: &Site) -> Vec<(u64, u64)> {
 fn judge(site: &Site, kind: &str, index: usize, seq: u64, moment: u64, acknowledged: &[u64]) -> usize {
     let to = format!("at-{kind}-{index}");
     let files = site.restore("db", &format!("seq:{seq}"), &to);
-    let mounted = Mounted::attach(&files[0].1, &site.path(&format!("{to}-mount")), None);
+    let mounted = Mounted::attach(&files[0].1, 0, &site.path(&format!("{to}-mount")));
     mounted.mount();
     let database = mounted.dir.join("rows.db");
     let said = run("python3", &["-c", COUNT_ROWS, &database.to_string_lossy()]);
@@ -162,7 +111,7 @@ fn database_on(kind: &'static str) {
     let site = Site::new(SiteOptions { machines, ..SiteOptions::default() });
     let _server = site.start(&["process-server"]);
     let _agent = site.start_agent("db");
-    let source = Mounted::attach_export(&site.socket("db", "root"), &site.path("mount"));
+    let source = Mounted::attach_export(&site.socket("db", "root"), 0, &site.path("mount"));
     run(&format!("mkfs.{kind}"), &["-q", &source.device]);
     source.mount();
     let acknowledged = commit_rows(&source.dir.join("rows.db")).lock().expect("not poisoned").clone();

@@ -78,3 +78,7 @@ pub const SELECTOR: Cap = Cap { fixed: 4 << 10, per_byte: 2 };
 
 /// The control's decoder.
 pub const CARELESS: Cap = Cap { fixed: 1 << 20, per_byte: 8 };
+
+/// Disks: the image of 4 MiB, a piece of a file of at most as much, and the lists of runs, names and copies, none of which
+/// can be longer than an image that small allows.
+pub const FILESYSTEM: Cap = Cap { fixed: 48 << 20, per_byte: 0 };

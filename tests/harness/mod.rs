@@ -4,6 +4,7 @@
 
 pub mod judge;
 pub mod load;
+pub mod mounted;
 pub mod proc;
 pub mod seed;
 pub mod site;

@@ -13,7 +13,7 @@ use crate::failpoints;
 const TIERS: [(&str, &[&str]); 6] = [
     ("base", &["model", "probe"]),
     ("format", &["format"]),
-    ("io", &["store", "transport", "disk", "nbd"]),
+    ("io", &["store", "transport", "disk", "nbd", "filesystem"]),
     ("service", &["agent", "process-server", "applier"]),
     ("bin", &["farshore", "xtask"]),
     ("proof", &["benches", "simulation"]),

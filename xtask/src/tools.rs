@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use crate::command::{on_path, output, run};
 
 /// (program, Debian package).
-const DEBIAN: [(&str, &str); 15] = [
+const DEBIAN: [(&str, &str); 16] = [
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdfuse", "nbdfuse"),
@@ -24,6 +24,7 @@ const DEBIAN: [(&str, &str); 15] = [
     ("mkfs.xfs", "xfsprogs"),
     ("sqlite3", "sqlite3"),
     ("losetup", "mount"),
+    ("sfdisk", "fdisk"),
     ("npm", "npm"),
     ("python3", "python3"),
 ];

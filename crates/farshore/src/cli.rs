@@ -23,7 +23,7 @@ pub struct Cli {
 }
 
 const EXIT_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 damage found.\n\
-    Points, restore, serve, verify and dump need only the store and the vault key, with every role dead.";
+    Points, restore, serve, ls, cp, verify and dump need only the store and the vault key, with every role dead.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -73,6 +73,10 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Export a disk, as it was at a position, over NBD at once, without copying it first
     Serve(ServeArgs),
+    /// List the partitions of a machine's disks, as they were at a position, or the files of one of them
+    Ls(LsArgs),
+    /// Copy a file or a directory, as it was at a position, out of an ext2, ext3 or ext4 file system; needs no root
+    Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
@@ -236,6 +240,52 @@ pub struct ServeArgs {
     /// New file for what clients write; without it a nameless temporary file takes it
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
+}
+
+/// `ls`
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// The machine
+    pub machine: MachineName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Selector,
+    /// The disk; may be left out when the machine has one
+    #[arg(long)]
+    pub disk: Option<DiskName>,
+    /// Number of the partition; may be left out when the disk is one file system, or has one that can be read
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// Directory or file to list; without it, and without --partition, the disks and their partitions are listed
+    pub path: Option<PathBuf>,
+}
+
+/// `cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// The machine
+    pub machine: MachineName,
+    #[arg(long, value_name = "SEL", help = AT)]
+    #[expect(missing_docs, reason = "the help text is the documentation")]
+    pub at: Selector,
+    /// The disk; may be left out when the machine has one
+    #[arg(long)]
+    pub disk: Option<DiskName>,
+    /// Number of the partition; may be left out when the disk is one file system, or has one that can be read
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// Copy a directory with everything below it; devices, pipes and sockets are skipped
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Replace a file or a link that is there; a directory is never replaced
+    #[arg(short, long)]
+    pub force: bool,
+    /// What to copy; a symbolic link is copied as a link, with a slash behind it its target is
+    #[arg(value_name = "SRC")]
+    pub from: PathBuf,
+    /// New name here, or a directory that takes the copy under its own name
+    #[arg(value_name = "DST")]
+    pub to: PathBuf,
 }
 
 /// `verify`

@@ -5,6 +5,7 @@
 //! - [`cli`], [`config`], [`context`]: what the user said; [`failure`], [`output`]: what the user is told;
 //! - [`init`], [`keyfile`], [`pki`]: a new site, its key and its certificates;
 //! - [`roles`], [`control`], [`views`]: the long-running processes and their sockets;
+//! - [`files`]: single files out of a position;
 //! - [`commands`]: everything an operator types; [`demo`]: the disaster that proves it.
 
 use std::io::IsTerminal;
@@ -20,6 +21,7 @@ pub mod context;
 pub mod control;
 pub mod demo;
 pub mod failure;
+pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

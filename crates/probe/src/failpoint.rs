@@ -74,7 +74,8 @@ pub const FAILPOINTS: &[Failpoint] = &[
     of("restore", "restore-pieces-durable"),
     of("restore", "restore-image-complete"),
     of("restore", "restore-image-renamed"),
-    of("restore", "restore-state-removed"),
+    of("cp", "cp-complete"),
+    of("cp", "cp-renamed"),
     of("init", "init-vault-created"),
 ];
 

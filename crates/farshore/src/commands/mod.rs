@@ -1,11 +1,13 @@
 //! The operator's commands, one file for each idea.
 //!
-//! `points`, `restore`, `serve`, `verify`, `compare` and `dump` stand on the store and the key alone; `status` and `mark`
+//! `points`, `restore`, `serve`, `ls`, `cp`, `verify`, `compare` and `dump` stand on the store and the key alone; `status` and `mark`
 //! ask running roles.
 
 mod compare;
+mod cp;
 mod dump;
 mod key;
+mod ls;
 mod mark;
 mod point;
 mod points;
@@ -42,6 +44,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Unprotect(args) => unprotect::run(global, &args, output).await?,
         Command::Restore(args) => restore::run(global, &args, output).await?,
         Command::Serve(args) => serve::run(global, &args, output).await?,
+        Command::Ls(args) => ls::run(global, &args, output).await?,
+        Command::Cp(args) => cp::run(global, &args, output).await?,
         Command::Verify(args) => return verify::run(global, &args, output).await,
         Command::Compare(args) => return compare::run(global, &args, output).await,
         Command::Dump(args) => return dump::run(global, &args, output),
