@@ -109,6 +109,16 @@ fn earlier_positions_come_back_as_they_were() {
             if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
         });
     }
+    let first = kept[0].0["id"].as_str().expect("a mark has an id");
+    eventually("the applier knows the point", || {
+        let out = site.run(&["pin", "db", &format!("id:{first}")]);
+        if out.code == 0 { Ok(()) } else { Err(out.stderr) }
+    });
+    assert!(is_pinned(&site, first));
+    site.json(&["unpin", "db", first]);
+    assert!(!is_pinned(&site, first));
+    let unknown = site.run(&["pin", "db", &"0".repeat(32)]);
+    assert!(unknown.code == 1 && unknown.stderr.contains(&"0".repeat(32)), "{unknown:?}");
     // The check above can fail: an earlier position is not the later one.
     assert!(difference(&kept[0].1, &kept[2].1).is_some());
     let points = site.json(&["points", "db"]);
@@ -150,4 +160,10 @@ fn up_runs_every_role_and_restarts_where_it_stopped() {
     }
     let restored = site.restore("db", "latest", "raw");
     site.assert_equals_source("db", &restored);
+}
+
+fn is_pinned(site: &Site, id: &str) -> bool {
+    let view = site.json(&["points", "db"]);
+    let point = view["points"].as_array().expect("a list").iter().find(|point| point["id"] == id).expect("listed");
+    point["pinned"].as_bool().expect("said")
 }

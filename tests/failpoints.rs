@@ -464,6 +464,41 @@ fn restore_and_init_die_at_every_step() {
     }
 }
 
+/// Formats of images: name, and what qemu-img calls it.
+const FORMATS: [(&str, &str); 3] = [("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")];
+
+fn restore_dies(site: &Site, row: &Row, (format, qemu): (&str, &str)) {
+    let to = site.path(&format!("{}-{format}", row.failpoint));
+    let target = to.to_string_lossy();
+    let died = deaths(&site.path("restore-db.log"), row.failpoint);
+    let args = ["restore", "db", "--at", "latest", "--to", &target, "--format", format];
+    wait_dead(site, "restore-db.log", site.start_armed(&args, row.failpoint, row.nth), row, died);
+    let image = |disk: &str| to.join(format!("db-{disk}.{format}"));
+    let compare = |disk: &str| {
+        let (source, image) = (site.source("db", disk), image(disk));
+        run("qemu-img", &["compare", "-f", "raw", "-F", qemu, &source.to_string_lossy(), &image.to_string_lossy()]);
+    };
+    let named: Vec<_> = ["data", "root"].into_iter().filter(|disk| image(disk).exists()).collect();
+    let wanted: &[&str] = match row.failpoint {
+        "restore-image-renamed" => &["data"],
+        "restore-state-removed" => &["data", "root"],
+        _ => &[],
+    };
+    assert_eq!(named, wanted, "{row:?}");
+    named.into_iter().for_each(compare);
+    let ran = site.run(&[&["--json"], &args[..]].concat());
+    if row.failpoint == "restore-state-removed" {
+        assert_eq!(ran.code, 2, "{row:?}: it had ended, and what is there is not written over: {ran:?}");
+    } else {
+        assert_eq!(ran.code, 0, "{row:?}: it goes on: {ran:?}");
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one object");
+        let durable = ["restore-pieces-durable", "restore-image-complete", "restore-image-renamed"];
+        assert_eq!(said["bytes_resumed"].as_u64() > Some(0), durable.contains(&row.failpoint), "{row:?}: {said:#}");
+    }
+    ["data", "root"].into_iter().for_each(compare);
+    std::fs::remove_dir_all(&to).expect("the rest is removed");
+}
+
 /// A copy that dies leaves no name, or the whole file under it, and the next one works.
 #[test]
 fn cp_dies_at_every_step() {

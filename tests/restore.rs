@@ -182,6 +182,10 @@ fn a_restore_killed_at_any_moment_goes_on_in_every_format() {
                 }
                 process.kill();
                 kills += 1;
+                // Now and then nothing more befalls it: however fast the machine, some restore goes on to its end from here.
+                if restore.state_bytes() > SOME_DURABLE && (resumed == 0 || seed.below(3) == 0) {
+                    break;
+                }
             }
             if restore.to.join(STATE).exists() || !restore.image("root").exists() {
                 resumed += number(&restore.end(), "bytes_resumed");

@@ -52,8 +52,11 @@ pub const WIRE: Cap = Cap { fixed: BUILT, per_byte: COPIES * GROWTH * larger(HEL
 /// Tables: records and their pieces. The shortest piece takes three bytes and at most 32 in memory.
 pub const SEGMENT: Cap = Cap { fixed: BUILT, per_byte: COPIES * GROWTH * larger(32 / 3 + 1, DATA_RECORD) };
 
-/// Manifests: their elements are about as long encoded as in memory.
-pub const MANIFEST: Cap = Cap { fixed: BUILT_SMALL, per_byte: COPIES * GROWTH * 4 };
+/// Manifests: a drain takes three bytes and at most 24 in memory; other elements are about as long encoded as in memory.
+pub const MANIFEST: Cap = Cap { fixed: BUILT_SMALL, per_byte: COPIES * GROWTH * 8 };
+
+/// Maps: a run takes three bytes in a page and at most 56 in memory; a page holds 4096 at most.
+pub const MAP: Cap = Cap { fixed: BUILT, per_byte: COPIES * GROWTH * 19 };
 
 /// Objects: a table as in [`SEGMENT`], and the text of its dump.
 pub const OBJECT: Cap = Cap { fixed: BUILT, per_byte: SEGMENT.per_byte };

@@ -138,7 +138,7 @@ impl Site {
         let data_dir = self.data_dir().to_string_lossy().into_owned();
         let mut text = format!(
             "[site]\nname = \"test\"\ndata_dir = \"{data_dir}\"\n[store]\ncache = \"{}\"\n[process_server]\n\
-             listen = \"127.0.0.1:{port}\"\ntransport = \"{}\"\nsegment_age = \"{}\"\n[policy]\ncrash_every = \"{}\"\n",
+             listen = \"127.0.0.1:{port}\"\ntransport = \"{}\"\nsegment_age = \"{}\"\n[applier]\nmap_segments = 4\n[policy]\ncrash_every = \"{}\"\n",
             self.store_url(),
             o.transport,
             o.segment_age,

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use format::keys::Keys;
 use format::manifest::Promoted;
-use model::{Event, EventKind, MachineName, Seq, Severity};
+use format::map::Node;
+use model::{Event, EventKind, LogHead, MachineName, PointId, Retention, Seq, Severity};
 use probe::Rules;
 use store::{LogRules, Store};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::recover::Validity;
+use crate::pins::PinRequests;
+use crate::recover::{RecoverError, Validity};
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
 use crate::{ApplierError, Clock, follow, replica};
 
@@ -24,10 +26,16 @@ pub struct ApplierConfig {
     pub data_dir: PathBuf,
     /// Time between crash points.
     pub crash_every: Duration,
+    /// How long every point is kept.
+    pub journal_window: Duration,
+    /// Which older points are kept.
+    pub retention: Retention,
     /// How often the log is asked for more; 200 ms is a good choice.
     pub poll: Duration,
     /// Whether replica disks are kept.
     pub replica: bool,
+    /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
+    pub map_segments: usize,
     /// Whether what an acknowledged manifest makes needless is deleted (rule 6 of the epoch log).
     pub prefix_gc: bool,
 }
@@ -47,11 +55,22 @@ impl ApplierRules {
     pub const ALL: ApplierRules = ApplierRules { log: LogRules::ALL, applier: Rules::ALL };
 }
 
+/// Segments that follow one another.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SegmentRun {
+    /// Stream state before the first.
+    pub start: LogHead,
+    /// In log order.
+    pub segments: Vec<Promoted>,
+}
+
 /// What the follower of a machine has committed: the replica may go there.
 #[derive(Default)]
 pub(crate) struct Committed {
-    /// Promoted segments in order.
-    pub segments: Vec<Promoted>,
+    /// Maps of the history up to the last leaf.
+    pub nodes: Vec<Node>,
+    /// Promoted segments up to the last, from somewhere at or before the end of the last node on.
+    pub recent: SegmentRun,
     /// Valid positions among their records.
     pub validity: Validity,
 }
@@ -67,6 +86,8 @@ pub(crate) struct Shared {
     pub rules: ApplierRules,
     /// Told at every commit.
     pub moved: Notify,
+    /// Pins asked for.
+    pub pins: PinRequests,
     committed: Mutex<Arc<Committed>>,
     status: Mutex<MachineStatus>,
 }
@@ -157,6 +178,7 @@ impl Applier {
                 stop: stop.clone(),
                 rules,
                 moved: Notify::new(),
+                pins: PinRequests::default(),
                 committed: Mutex::default(),
             })
         });
@@ -188,6 +210,17 @@ impl Applier {
         let shared = self.machines.iter().find(|shared| shared.machine == *machine)?;
         let replica = shared.with_status(|status| status.replica.clone())?;
         Some(replica.seq).filter(|seq| *seq > Seq::ZERO)
+    }
+
+    /// Holds a point of a machine whatever the policy says, or holds it no longer; returns once that is acknowledged.
+    /// Errors: `UnknownMachine`, `UnknownPoint`; `Stopped` when it is not known whether it was done: ask again.
+    pub async fn pin(&self, machine: &MachineName, point: PointId, hold: bool) -> Result<(), ApplierError> {
+        let Some(shared) = self.machines.iter().find(|shared| shared.machine == *machine) else {
+            let names: Vec<_> = self.machines.iter().map(|shared| shared.machine.as_str()).collect();
+            let (machine, known) = (machine.clone(), names.join(", "));
+            return Err(RecoverError::UnknownMachine { machine, known }.into());
+        };
+        shared.pins.ask(point, hold).await
     }
 
     /// Stops at the next safe moment and waits for it.

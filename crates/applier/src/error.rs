@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use format::FormatError;
+use format::map::MapTooLarge;
 use model::{MachineName, Seq};
 use store::StoreError;
 
@@ -55,6 +56,15 @@ pub enum ApplierError {
         machine: MachineName,
         /// Its size.
         bytes: usize,
+    },
+    /// A map does not fit in one object.
+    #[error("no map can be made of the newest segments of {machine}: {source}")]
+    MapTooLarge {
+        /// Whose.
+        machine: MachineName,
+        /// How large.
+        #[source]
+        source: MapTooLarge,
     },
     /// What the manifest says and what the stream holds do not agree.
     #[error("object {path} is not the one the manifest promoted: run verify")]

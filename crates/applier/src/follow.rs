@@ -1,8 +1,9 @@
 //! Following a stream: every accepted segment is promoted by a commit of the manifest, with the points it brings.
 //!
-//! The record tables are walked from the start of the stream at every start, because whether a position is a point
-//! depends on all drains before it; segments that the manifest names already are compared with it on the way. One commit
-//! a second at most: what waits for it are points and the replica, never the source.
+//! A start goes on behind the last map: the manifest names the drains before it, which is all that decides whether later
+//! positions are points. Segments that the manifest names already are compared with it on the way. When enough segments
+//! are promoted, a map takes them in; a commit names it. One commit a second at most: what waits for it are points and the
+//! replica, never the source.
 //!
 //! Fenced means that another applier has taken the manifest log over. Ours stops, says so, and tries again after a while:
 //! two appliers that are both meant to run take turns loudly instead of fighting.
@@ -10,27 +11,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use format::manifest::{ManifestCommit, Promoted};
+use format::manifest::{Drain, ManifestCommit, Promoted};
 use format::object::LogKind;
 use model::{EventKind, LogHead, Position, RecordDigester, Severity};
 use store::{EpochLog, LogEntry, LogPosition};
 use tokio::time::Instant;
 
 use crate::ApplierError;
-use crate::applier::{Committed, Shared};
+use crate::applier::{Committed, SegmentRun, Shared};
 use crate::collect::Collection;
 use crate::manifest::ManifestOwner;
+use crate::maps::{Mapping, Maps, Stretch};
+use crate::pins::PinsUnderway;
 use crate::points::{After, PointSchedule, incarnation_after};
-use crate::recover::{RecoverError, stream_log_with};
+use crate::recover::{RecoverError, Validity, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
 use crate::stream::{Found, StreamReader};
+use crate::thin::Thinning;
 
 /// Time between two commits, unless [`COMMIT_SEGMENTS_MAX`] is reached.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// Segments in one commit.
 const COMMIT_SEGMENTS_MAX: usize = 64;
+
+/// Commits under one manifest epoch: a reader reads the opening and these, one by one.
+pub(crate) const EPOCH_COMMITS_MAX: u64 = 32;
 
 /// Wait after the first failure; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -99,7 +106,7 @@ async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierErr
         }
     }
     let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine, shared.rules.log).await?;
-    let mut follower = Follower::new(shared, log, owner);
+    let mut follower = Follower::new(shared, log, owner).await?;
     shared.with_status(|status| status.manifest_epoch = follower.owner.epoch());
     follower.run(progressed).await
 }
@@ -122,32 +129,46 @@ struct Follower<'a> {
     head: LogHead,
     /// Slots up to here are in the acknowledged manifest.
     folded: LogPosition,
-    /// Segments compared with the manifest so far.
+    /// Segments of the manifest that were met again since the start.
     compared: usize,
+    /// Segments behind the start, for the replica.
+    recent: SegmentRun,
     next: ManifestCommit,
     committed_at: Option<Instant>,
+    mapping: Mapping,
+    thinning: Thinning,
+    pins: PinsUnderway,
     collection: Collection,
 }
 
 impl<'a> Follower<'a> {
-    fn new(shared: &'a Shared, log: EpochLog, owner: ManifestOwner) -> Self {
+    async fn new(shared: &'a Shared, log: EpochLog, owner: ManifestOwner) -> Result<Self, ApplierError> {
+        let manifest = owner.manifest();
+        let start = Stretch { before: manifest.nodes.clone(), segments: None }.start();
         let mut schedule =
-            PointSchedule::new(shared.machine.clone(), shared.config.crash_every).with_rules(shared.rules.applier);
-        owner.manifest().points.iter().for_each(|point| schedule.known(point));
-        let (epoch, slot) = owner.manifest().folded();
-        Self {
+            PointSchedule::behind(shared.machine.clone(), shared.config.crash_every, &start.head, |to| {
+                Validity::replay(&manifest.drains, to, shared.rules.applier)
+            });
+        manifest.points.iter().for_each(|point| schedule.known(point));
+        let (epoch, slot) = manifest.folded();
+        let maps = Arc::new(Maps::new(shared.store.clone(), shared.keys.clone(), shared.machine.clone()));
+        Ok(Self {
             shared,
-            reader: StreamReader::new(log.clone(), shared.rules.log),
+            reader: StreamReader::behind(log.clone(), start, shared.rules.log),
             schedule,
-            head: LogHead::default(),
+            head: start.head,
             folded: LogPosition { epoch, slot },
             compared: 0,
+            recent: SegmentRun { start: start.head, segments: Vec::new() },
             next: ManifestCommit::default(),
             committed_at: None,
+            mapping: Mapping::behind(maps, manifest, shared.config.map_segments).await?,
+            thinning: Thinning::default(),
+            pins: PinsUnderway::default(),
             collection: Collection::new(),
             log,
             owner,
-        }
+        })
     }
 
     /// Progress is to have read all there is: an epoch of our own is none.
@@ -168,7 +189,17 @@ impl<'a> Follower<'a> {
             {
                 self.next.points.push(point);
             }
+            // Not before everything the manifest names was met again: until then nobody knows which points are valid.
+            if self.reader.end().position >= self.folded && self.next.dropped.is_empty() {
+                let (config, now) = (&self.shared.config, self.shared.clock.now());
+                let (manifest, validity) = (self.owner.manifest(), self.schedule.validity());
+                self.next.dropped = self.thinning.due(config, manifest, validity, now);
+            }
+            self.pins.take_up(&self.shared.pins, self.owner.manifest(), &mut self.next);
             self.commit_if_due().await?;
+            if self.mapping.is_full() {
+                self.put_map().await?;
+            }
             if matches!(wait, Some(Wait::CaughtUp)) {
                 self.collection.run_if_due(self.shared, &self.owner, &self.log).await?;
             }
@@ -229,8 +260,16 @@ impl<'a> Follower<'a> {
             head: entry.header.head,
             bytes: entry.header.total_bytes,
         };
+        let table_bytes = u64::from(entry.header.table_plain_bytes);
+        self.mapping
+            .take(promoted.clone(), &table, table_bytes)
+            .map_err(|what| RecoverError::Damage { path: path.clone(), what })?;
+        self.recent.segments.push(promoted.clone());
         match new {
-            true => self.next.segments.push(promoted),
+            true => {
+                self.next.drains.extend(table.records.iter().filter_map(|record| Drain::of(record.seq, &record.body)));
+                self.next.segments.push(promoted);
+            }
             false => self.compare(&promoted, path)?,
         }
         Ok(())
@@ -246,25 +285,55 @@ impl<'a> Follower<'a> {
     }
 
     async fn commit_if_due(&mut self) -> Result<(), ApplierError> {
-        let (segments, points) = (self.next.segments.len(), self.next.points.len());
+        let segments = self.next.segments.len();
         let rested = self.committed_at.is_none_or(|at| at.elapsed() >= COMMIT_EVERY);
-        if segments + points == 0 || !(rested || segments >= COMMIT_SEGMENTS_MAX) {
+        let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.mapping.is_full();
+        if self.next.is_empty() || !due {
             return Ok(());
         }
+        let (points, dropped) = (self.next.points.len(), self.next.dropped.len());
         let marks: Vec<_> = self.next.points.iter().map(|point| (point.position.seq, point.id)).collect();
-        self.owner.begin(std::mem::take(&mut self.next));
-        self.finish().await?;
-        self.collection.acknowledged();
-        self.committed_at = Some(Instant::now());
+        self.commit().await?;
         let (epoch, slot) = self.owner.manifest().folded();
         self.folded = LogPosition { epoch, slot };
         let machine = self.shared.machine.to_string();
         metrics::counter!("applier_segments_promoted_total", "machine" => machine.clone()).increment(segments as u64);
-        metrics::counter!("applier_points_total", "machine" => machine).increment(points as u64);
+        metrics::counter!("applier_points_total", "machine" => machine.clone()).increment(points as u64);
+        metrics::counter!("applier_points_dropped_total", "machine" => machine).increment(dropped as u64);
         for (seq, id) in marks {
             self.shared.event(Severity::Info, EventKind::Point, format!("recovery point {id} at seq {seq}"));
         }
         self.publish();
+        Ok(())
+    }
+
+    /// Puts a map of what is promoted and names it.
+    async fn put_map(&mut self) -> Result<(), ApplierError> {
+        self.next.nodes = self.mapping.put(self.shared, self.owner.epoch(), self.owner.manifest()).await?;
+        self.commit().await?;
+        self.compared = 0;
+        // Should the replica be further behind, it finds their names in the maps.
+        let replica = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
+        let needed = replica.unwrap_or(self.head.position.seq);
+        let passed = self.recent.segments.partition_point(|segment| segment.head.position.seq <= needed);
+        if let Some(last) = self.recent.segments.drain(..passed).next_back() {
+            self.recent.start = last.head;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), ApplierError> {
+        self.owner.begin(std::mem::take(&mut self.next));
+        self.finish().await?;
+        self.pins.answer();
+        self.collection.acknowledged();
+        self.committed_at = Some(Instant::now());
+        if self.owner.commits() >= EPOCH_COMMITS_MAX {
+            self.owner.renew().await?;
+            self.mapping.under_new_epoch();
+            self.shared.with_status(|status| status.manifest_epoch = self.owner.epoch());
+        }
         Ok(())
     }
 
@@ -288,13 +357,17 @@ impl<'a> Follower<'a> {
 
     fn publish(&self) {
         let manifest = self.owner.manifest();
-        let last = manifest.segments.last().map(|segment| segment.head).unwrap_or_default();
+        let last = manifest.last().map(|segment| segment.head).unwrap_or_default();
         self.shared.with_status(|status| {
             (status.processed_seq, status.processed_time) = (last.position.seq, last.time);
-            (status.points, status.segments) = (manifest.points.len() as u64, manifest.segments.len() as u64);
+            status.points = manifest.points.len() as u64;
+            status.segments = manifest.ends.iter().map(|end| end.slot).sum();
         });
-        let (segments, validity) = (manifest.segments.clone(), self.schedule.validity().clone());
-        self.shared.commit(Committed { segments, validity });
+        let mut recent = self.recent.clone();
+        let promoted = recent.segments.partition_point(|segment| segment.head.position.seq <= last.position.seq);
+        recent.segments.truncate(promoted);
+        let (nodes, validity) = (manifest.nodes.clone(), self.schedule.validity().clone());
+        self.shared.commit(Committed { nodes, recent, validity });
     }
 
     fn tell(&self, wait: &Option<Wait>) {
@@ -302,7 +375,7 @@ impl<'a> Follower<'a> {
         let lag = match done {
             true => 0.0,
             false => {
-                let processed = self.owner.manifest().segments.last().map(|s| s.head.time).unwrap_or(self.head.time);
+                let processed = self.owner.manifest().last().map(|s| s.head.time).unwrap_or(self.head.time);
                 self.shared.clock.now().since(processed).as_secs_f64()
             }
         };

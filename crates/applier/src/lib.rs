@@ -18,6 +18,8 @@ mod collect;
 mod error;
 mod follow;
 mod manifest;
+mod maps;
+mod pins;
 mod points;
 pub mod recover;
 mod replica;
@@ -28,6 +30,7 @@ mod stream;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod unprotect;
 
 #[doc(hidden)]

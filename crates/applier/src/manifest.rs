@@ -15,7 +15,7 @@ use format::object::{
     seal_small,
 };
 use model::{LogHead, MachineName};
-use store::{EpochLog, Genesis, LogEntry, LogPosition, LogRules, LogWriter, Store};
+use store::{EpochLog, Genesis, LogPosition, LogRules, LogWriter, Store, StoreError};
 
 use crate::{ApplierError, segments};
 
@@ -32,7 +32,7 @@ pub(crate) fn log(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Epo
 
 /// The newest manifest. Writes nothing and waits for nobody.
 pub(crate) async fn read(log: &EpochLog, rules: LogRules) -> Result<Manifest, ApplierError> {
-    fold(log, &log.read_newest_with(rules).await?.entries)
+    Ok(log.manifest_of(&log.read_newest_with(rules).await?.entries)?)
 }
 
 /// Where an object of a machine's manifest log belongs.
@@ -64,18 +64,6 @@ pub(crate) fn step(
     Ok(Step::Whole(Manifest::decode(&Opening::decode(&body)?.state)?))
 }
 
-fn fold(log: &EpochLog, entries: &[LogEntry]) -> Result<Manifest, ApplierError> {
-    let mut manifest = Manifest::default();
-    for entry in entries {
-        let refused = |source| ApplierError::damaged(log.slot_path(entry.position), source);
-        match step(&log.keys, &log.machine, entry.position, &entry.bytes).map_err(refused)? {
-            Step::Whole(whole) => manifest = whole,
-            Step::Commit(commit) => manifest.apply(commit),
-        }
-    }
-    Ok(manifest)
-}
-
 struct Pending {
     object: Bytes,
     commit: ManifestCommit,
@@ -94,6 +82,7 @@ fn whole_state(machine: &MachineName, manifest: &Manifest) -> Result<Vec<u8>, Ap
 /// The one who extends a machine's manifest log.
 pub(crate) struct ManifestOwner {
     log: EpochLog,
+    rules: LogRules,
     writer: LogWriter,
     manifest: Manifest,
     next_slot: u64,
@@ -109,15 +98,30 @@ impl ManifestOwner {
         machine: &MachineName,
         rules: LogRules,
     ) -> Result<Self, ApplierError> {
-        let log = log(store, keys, machine);
+        Self::attach_to(log(store, keys, machine), rules, None).await
+    }
+
+    /// Goes on under a fresh epoch: what a reader has to read of the manifest is one opening again. Nothing may be
+    /// pending. Errors: `Fenced` when another owner has taken over meanwhile.
+    pub async fn renew(&mut self) -> Result<(), ApplierError> {
+        assert!(self.pending.is_none(), "an owner finishes what it began");
+        *self = Self::attach_to(self.log.clone(), self.rules, Some(self.epoch())).await?;
+        Ok(())
+    }
+
+    async fn attach_to(log: EpochLog, rules: LogRules, ours: Option<u64>) -> Result<Self, ApplierError> {
         // What is damaged or too large is found before an epoch is spent on it.
-        whole_state(machine, &read(&log, rules).await?)?;
+        let newest = log.read_newest_with(rules).await?;
+        whole_state(&log.machine, &log.manifest_of(&newest.entries)?)?;
+        if let Some(epoch) = ours.filter(|epoch| newest.end.position.epoch != *epoch) {
+            return Err(StoreError::Fenced { epoch, path: log.slot_path(newest.end.position) }.into());
+        }
         let attached = log.attach_with(rules).await?;
-        let manifest = fold(&log, attached.newest_entries())?;
-        let state = whole_state(machine, &manifest)?;
+        let manifest = log.manifest_of(attached.newest_entries())?;
+        let state = whole_state(&log.machine, &manifest)?;
         let writer = attached.open(state).await?;
         let prev_hash = writer.opening_end().hash;
-        Ok(Self { log, writer, manifest, next_slot: 1, prev_hash, pending: None })
+        Ok(Self { log, rules, writer, manifest, next_slot: 1, prev_hash, pending: None })
     }
 
     /// What is acknowledged.
@@ -133,6 +137,11 @@ impl ManifestOwner {
     /// Our epoch.
     pub fn epoch(&self) -> u64 {
         self.writer.epoch()
+    }
+
+    /// Commits under our epoch.
+    pub fn commits(&self) -> u64 {
+        self.next_slot - 1
     }
 
     /// Whether a commit was given that is not acknowledged yet: [`ManifestOwner::finish`] it first.
@@ -177,7 +186,7 @@ impl ManifestOwner {
         let Pending { object, commit } = self.pending.take().expect("checked above");
         self.prev_hash = ObjectHeader::hash(&object).expect("an object sealed here has a whole header");
         self.next_slot += 1;
-        self.manifest.apply(commit);
+        self.manifest.apply(commit).expect("a commit was made for the manifest that it is applied to");
         Ok(())
     }
 }

@@ -9,8 +9,7 @@
 use std::time::Duration;
 
 use format::manifest::{Point, PointKind};
-use model::{MachineName, PointId, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
-use probe::Rules;
+use model::{LogHead, MachineName, PointId, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
 
 use crate::recover::Validity;
 
@@ -38,21 +37,17 @@ pub(crate) struct PointSchedule {
 }
 
 impl PointSchedule {
-    /// For a stream from its start.
-    pub fn new(machine: MachineName, crash_every: Duration) -> Self {
-        Self {
-            machine,
-            crash_every,
-            validity: Validity::default(),
-            last_valid: None,
-            last_crash: None,
-            last_point: Seq::ZERO,
-        }
-    }
-
-    /// The same under these safety rules.
-    pub fn with_rules(self, rules: Rules) -> Self {
-        Self { validity: Validity::with_rules(rules), ..self }
+    /// For what follows `head`; `validity` says which positions up to there are valid.
+    pub fn behind(
+        machine: MachineName,
+        crash_every: Duration,
+        head: &LogHead,
+        validity: impl FnOnce(Seq) -> Validity,
+    ) -> Self {
+        let validity = validity(head.position.seq);
+        let here = After { position: head.position, time: head.time, digest: head.digest };
+        let last_valid = Some(here).filter(|here| validity.contains(here.position.seq));
+        Self { machine, crash_every, validity, last_valid, last_crash: None, last_point: Seq::ZERO }
     }
 
     /// Takes in a point that is in the manifest already.

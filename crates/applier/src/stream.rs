@@ -1,7 +1,7 @@
-//! The accepted stream of a machine from its start, whether or not its prefix was collected.
+//! The accepted stream of a machine behind some position, whether or not its prefix was collected.
 //!
 //! A log reader goes from object to object through the openings. Where openings below the folded position are gone it
-//! says `Folded`, and from there the segments are taken by the names that the newest manifest gives them; behind the
+//! says `Folded`, and from there the segments are taken by the names that the newest manifest and its maps give them; behind the
 //! last of those the reader goes on. What must hold: every accepted segment is given once and in order, by whichever way.
 
 use std::collections::VecDeque;
@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use format::manifest::Promoted;
 use store::{EpochLog, LogEnd, LogEntry, LogPosition, LogReader, LogRules, Next, ReadMode};
 
+use crate::maps::{Maps, segments_behind};
 use crate::{ApplierError, manifest, segments};
 
 /// What the stream goes on with.
@@ -24,7 +25,7 @@ pub(crate) enum Found {
     },
 }
 
-/// Reads the tables of a stream from its start.
+/// Reads the tables of a stream.
 pub(crate) struct StreamReader {
     log: EpochLog,
     rules: LogRules,
@@ -38,9 +39,8 @@ pub(crate) struct StreamReader {
 }
 
 impl StreamReader {
-    /// `log` is a machine's stream, whose base is its manifest.
-    pub fn new(log: EpochLog, rules: LogRules) -> Self {
-        let end = LogEnd::default();
+    /// Goes on behind `end`. `log` is a machine's stream, whose base is its manifest.
+    pub fn behind(log: EpochLog, end: LogEnd, rules: LogRules) -> Self {
         let reader = LogReader::with_rules(log.clone(), end, ReadMode::Table, rules);
         Self { log, rules, reader, named: VecDeque::new(), ready: VecDeque::new(), end }
     }
@@ -80,7 +80,10 @@ impl StreamReader {
     /// What the reader wanted is folded: the newest manifest names what comes next.
     async fn go_by_name(&mut self) -> Result<(), ApplierError> {
         let EpochLog { store, keys, machine, .. } = &self.log;
-        let mut named = manifest::read(&manifest::log(store, keys, machine), self.rules).await?.segments;
+        let newest = manifest::read(&manifest::log(store, keys, machine), self.rules).await?;
+        let maps = Maps::new(store.clone(), keys.clone(), machine.clone());
+        let mut named = segments_behind(&maps, &newest.nodes, self.end.head.position.seq).await?;
+        named.extend(newest.segments);
         let read = named.partition_point(|segment| position_of(segment) <= self.end.position);
         let Some(last) = named[read..].last() else {
             let path = self.log.slot_path(self.end.position.next_slot());

@@ -2,17 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use format::keys::{Keys, VaultKey};
 use format::object::{LogKind, ObjectId, Place};
 use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, assemble};
 use format::{Compressor, Level};
+use futures::stream::BoxStream;
 use model::{
     DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, Position, Record,
     RecordBody, RecordDigester, Seq, Timestamp,
 };
 use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
 use store::{EpochLog, Genesis, LogEnd, LogPosition, LogWriter, Store};
 
 use crate::recover::stream_log;
@@ -364,5 +372,67 @@ impl TestLog {
             self.drain_end();
             self.commit().await;
         }
+    }
+}
+
+/// A store that counts what is read from it.
+#[derive(Debug, Clone)]
+pub(crate) struct CountingStore {
+    inner: Arc<dyn ObjectStore>,
+    reads: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl CountingStore {
+    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, reads: Arc::default(), bytes: Arc::default() }
+    }
+
+    /// Reads and bytes since the last time this was asked.
+    pub fn take(&self) -> (u64, u64) {
+        // Relaxed: the test asks after what it counts is done.
+        (self.reads.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl std::fmt::Display for CountingStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CountingStore({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for CountingStore {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.inner.put_opts(at, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        // Relaxed: counts alone.
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let answer = self.inner.get_opts(at, options).await?;
+        // Relaxed: as above.
+        self.bytes.fetch_add(answer.range.end - answer.range.start, Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
     }
 }

@@ -14,7 +14,7 @@ use format::object::LogKind;
 use futures::TryStreamExt;
 use model::MachineName;
 use serde::Serialize;
-use store::{EpochLog, LogRules, Store};
+use store::{EpochLog, LogEnd, LogRules, Store};
 
 use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, manifest, recover, replica, segments};
@@ -102,7 +102,7 @@ async fn refuse_if_referenced(store: &Store, keys: &Arc<Keys>, machine: &Machine
 }
 
 async fn refers_to(log: &EpochLog, machine: &MachineName) -> Result<bool, ApplierError> {
-    let mut reader = StreamReader::new(log.clone(), LogRules::ALL);
+    let mut reader = StreamReader::behind(log.clone(), LogEnd::default(), LogRules::ALL);
     loop {
         let entry = match reader.next().await? {
             Found::Entry(entry) => entry,

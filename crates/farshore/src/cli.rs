@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{DiskName, MachineName, RecordDigest, Selector, Seq};
+use model::{DiskName, MachineName, PointId, RecordDigest, Selector, Seq};
 use nbd::ListenAddress;
 use transport::Serial;
 
@@ -37,6 +37,9 @@ pub struct Global {
     /// File with the vault key or the recovery key, instead of the configured one; "-" reads standard input
     #[arg(long, global = true, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Read the log from its start instead of its maps: slower, and the way around a damaged map
+    #[arg(long, global = true)]
+    pub without_maps: bool,
     /// Print one JSON object on standard output
     #[arg(long, global = true)]
     pub json: bool,
@@ -67,6 +70,10 @@ pub enum Command {
     Points(MachineArgs),
     /// Make a named recovery point; returns once it is stored
     Mark(MarkArgs),
+    /// Hold a recovery point whatever the policy says; asks the running applier
+    Pin(PinArgs),
+    /// Let the policy decide about a point again
+    Unpin(PinArgs),
     /// Stop protecting a machine; with --purge, delete everything the store holds of it
     Unprotect(UnprotectArgs),
     /// Write a machine's disks, as they were at a position, to image files
@@ -156,6 +163,21 @@ pub struct MarkArgs {
     /// What to call the point; printable text of at most 200 bytes
     #[arg(long, value_parser = label)]
     pub label: String,
+}
+
+/// `pin` and `unpin`
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// The point, as `points` shows it, with or without "id:"
+    #[arg(value_parser = point_id)]
+    pub point: PointId,
+}
+
+fn point_id(text: &str) -> Result<PointId, String> {
+    let id = text.strip_prefix("id:").unwrap_or(text);
+    id.parse().map_err(|_| "this is no id of a point: `farshore points` shows them".to_owned())
 }
 
 /// The agent's rule, told before it is asked.

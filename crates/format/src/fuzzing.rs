@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::keys::{Keys, VaultKey};
 use crate::manifest::{Manifest, ManifestCommit};
+use crate::map::MapIndex;
 use crate::object::{
     HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Opening, SmallObject, header_offset, open_small, seal_small_with,
 };
@@ -18,7 +19,7 @@ use crate::segment::{
     assemble, check_table, decode_table, open_segment,
 };
 use crate::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind};
-use crate::{Codec, Compressor, FormatError, Level, decompress, dump, versioned};
+use crate::{Codec, Compressor, FormatError, Level, decompress, dump, map, versioned};
 
 mod build;
 
@@ -195,6 +196,22 @@ pub fn manifest(data: &[u8]) {
     comes_back(build::manifest(&mut source()), Manifest::decode, Manifest::encode);
     comes_back(build::manifest_commit(&mut source()), ManifestCommit::decode, ManifestCommit::encode);
     comes_back(build::opening(&mut source()), Opening::decode, Opening::encode);
+}
+
+/// Index and pages of a map.
+pub fn map(data: &[u8]) {
+    let encode_index = |index: &MapIndex| versioned::encode(map::VERSIONS[0].0, index);
+    same_again(data, map::decode_index, encode_index);
+    same_again(data, map::decode_page, |runs| map::encode_page(runs));
+    if let Ok(runs) = map::decode_page(data) {
+        assert!(runs.is_sorted_by(|a, b| a.extent.end() <= b.extent.offset()));
+    }
+    let keys = keys();
+    if let Ok(header) = ObjectHeader::parse(&keys, data) {
+        let end = (HEADER_BYTES + header.table_sealed_bytes as usize).min(data.len());
+        let _ = map::open_index(&keys, &header, &data[HEADER_BYTES..end]);
+    }
+    comes_back(build::map_runs(&mut Unstructured::new(data)), map::decode_page, |runs| map::encode_page(runs));
 }
 
 fn comes_back<T: PartialEq + std::fmt::Debug>(

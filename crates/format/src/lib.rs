@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod goldens;
 pub mod keys;
 pub mod manifest;
+pub mod map;
 pub mod object;
 #[cfg(test)]
 mod samples;

@@ -8,7 +8,8 @@ use model::{
 
 use crate::Codec;
 use crate::keys::Keys;
-use crate::manifest::{Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::manifest::{Drain, DrainStep, EpochEnd, Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, SealedMap, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
 use crate::seal::Packing;
 use crate::segment::{
@@ -131,12 +132,62 @@ pub(crate) fn point() -> Point {
     Point { id: PointId([0xa5; 16]), position, time, kind: PointKind::Marked, mark: Some(mark("nightly")), digest }
 }
 
+pub(crate) fn node(level: u8, slot: u64) -> Node {
+    let map = MapName { epoch: 2, number: slot };
+    Node { level, map, index_bytes: 300, bytes: 9000, end: promoted(slot) }
+}
+
 pub(crate) fn manifest() -> Manifest {
-    Manifest { segments: vec![promoted(1), promoted(2)], points: vec![point()] }
+    Manifest {
+        nodes: Vec::new(),
+        segments: vec![promoted(1), promoted(2)],
+        ends: vec![EpochEnd { epoch: 3, slot: 2 }],
+        drains: vec![Drain { seq: Seq(42), step: DrainStep::Begin { lost_after: Seq(40) } }],
+        points: vec![point()],
+        pins: [point().id].into(),
+    }
 }
 
 pub(crate) fn manifest_commit() -> ManifestCommit {
-    ManifestCommit { segments: vec![promoted(3)], points: vec![point()] }
+    ManifestCommit {
+        segments: vec![promoted(3)],
+        drains: vec![Drain { seq: Seq(45), step: DrainStep::End }],
+        points: vec![point()],
+        dropped: vec![PointId([0x5a; 16])],
+        pinned: vec![point().id],
+        unpinned: vec![PointId([0x5b; 16])],
+        nodes: vec![node(0, 2)],
+    }
+}
+
+/// Runs of a sample map.
+pub(crate) fn map_runs() -> Vec<MapRun> {
+    let segment = SegmentName { epoch: 3, slot: 1, tag: [0x44; 8] };
+    let data = |frame, offset| MapSource::Data { segment, frame, offset };
+    vec![
+        MapRun { extent: extent(0, 4 * KIB), source: data(7, 512) },
+        MapRun { extent: extent(4 * KIB, 1 << 30), source: MapSource::Zero },
+        MapRun { extent: extent(2 << 30, 64 * KIB), source: data(2, 0) },
+    ]
+}
+
+pub(crate) fn map_facts() -> MapFacts {
+    let (first, name) = (table_records()[0].clone(), disk());
+    MapFacts {
+        place: place(LogKind::Manifest, 2, 5),
+        first_seq: first.seq,
+        first_time: first.time,
+        head: commit().head,
+        disks: vec![MapDisk { id: name.id(), name, size: 4 << 30 }],
+        children: Vec::new(),
+        segments: vec![promoted(1), promoted(2)],
+    }
+}
+
+pub(crate) fn map(packing: Packing) -> SealedMap {
+    let mut writer = MapWriter::with(&keys(), ObjectId([0x46; 32]), packing);
+    map_runs().into_iter().for_each(|run| writer.push(disk().id(), run).expect("small"));
+    writer.finish(&keys(), map_facts()).expect("small")
 }
 
 pub(crate) fn opening() -> Opening {

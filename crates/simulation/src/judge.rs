@@ -82,24 +82,26 @@ pub struct Answers {
 /// Reads the stream and opens positions. Errors: as recovery has them.
 pub async fn ask(mut questions: Questions) -> Result<Answers, RecoverError> {
     // An owner that died before it opened its epoch leaves the end undecided; nobody opens one on a judge's behalf here.
-    let options = LoadOptions { settle: Duration::from_secs(2), progress: None };
+    // The log alone must say the same as the maps of it.
+    let without_maps = questions.rng.below(4) == 0;
+    let options = LoadOptions { settle: Duration::from_secs(2), without_maps, progress: None };
     let (store, keys) = (&questions.store, questions.keys.clone());
     let history = recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await?;
     let head = history.head();
     let mut answers = Answers {
         head: Some((head.position.seq, head.digest)),
-        points: history.points().points.len(),
+        points: history.points().await?.points.len(),
         draining: history.draining(),
         ..Answers::default()
     };
     for (seq, digest) in &questions.kept {
-        let still = history.resolve(&Selector::Seq(*seq), None).is_ok_and(|now| now.digest == *digest);
+        let still = history.resolve(&Selector::Seq(*seq), None).await.is_ok_and(|now| now.digest == *digest);
         if !still {
             answers.lost.push(*seq);
         }
     }
-    for at in choose(&history, &mut questions) {
-        let point = history.open(&at)?;
+    for at in choose(&history, &mut questions).await? {
+        let point = history.open(&at).await?;
         let images = images(&point).await?;
         answers.opened.push(Opened { at, images });
     }
@@ -107,26 +109,28 @@ pub async fn ask(mut questions: Questions) -> Result<Answers, RecoverError> {
 }
 
 /// The last position, those wanted, some recovery points, and some positions at random.
-fn choose(history: &recover::History, questions: &mut Questions) -> Vec<Resolved> {
-    let view = history.points();
-    let mut chosen: BTreeMap<Seq, Resolved> = BTreeMap::new();
-    let mut take = |selector: Selector| {
-        if let Ok(at) = history.resolve(&selector, None) {
-            chosen.insert(at.position.seq, at);
-        }
-    };
-    take(Selector::Latest);
-    questions.wanted.iter().for_each(|seq| take(Selector::Seq(*seq)));
+async fn choose(history: &recover::History, questions: &mut Questions) -> Result<Vec<Resolved>, RecoverError> {
+    let view = history.points().await?;
+    let mut wanted = vec![Selector::Latest];
+    wanted.extend(questions.wanted.iter().map(|seq| Selector::Seq(*seq)));
     for _ in 0..questions.random {
         if questions.rng.below(4) == 0 && !view.points.is_empty() {
-            take(Selector::Seq(crate::rng::pick(&mut questions.rng, &view.points).seq));
+            wanted.push(Selector::Seq(crate::rng::pick(&mut questions.rng, &view.points).seq));
         } else if !view.ranges.is_empty() {
             let range = crate::rng::pick(&mut questions.rng, &view.ranges);
             let (from, to) = (range.from_seq.0, range.to_seq.0);
-            take(Selector::Seq(Seq(from + questions.rng.below(to - from + 1))));
+            wanted.push(Selector::Seq(Seq(from + questions.rng.below(to - from + 1))));
         }
     }
-    chosen.into_values().collect()
+    let mut chosen: BTreeMap<Seq, Resolved> = BTreeMap::new();
+    for selector in wanted {
+        match history.resolve(&selector, None).await {
+            Ok(at) => _ = chosen.insert(at.position.seq, at),
+            Err(error) if error.kind() == ErrorKind::Damage => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(chosen.into_values().collect())
 }
 
 /// The disks of an opened point, whole.

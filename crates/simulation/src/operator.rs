@@ -287,16 +287,16 @@ async fn compare(
     rules: ApplierRules,
     sources: &[Arc<dyn Disk>],
 ) -> Result<(Seq, Vec<Vec<Extent>>), RecoverError> {
-    let options = LoadOptions { settle: Duration::from_secs(3), progress: None };
+    let options = LoadOptions { settle: Duration::from_secs(3), ..LoadOptions::default() };
     let history = recover::History::load_with_rules(&store, keys, &machine, options, rules).await?;
     let end = history.head().position.seq;
     let whole = |source: &Arc<dyn Disk>| Extent::new(0, source.size()).into_iter().collect();
-    let latest = history.resolve(&Selector::Latest, None).ok().filter(|at| at.position.seq == end);
+    let latest = history.resolve(&Selector::Latest, None).await.ok().filter(|at| at.position.seq == end);
     let Some(latest) = latest else {
         // The log ends where no position is a point: nothing can be compared with it.
         return Ok((end, sources.iter().map(whole).collect()));
     };
-    let point = history.open(&latest)?;
+    let point = history.open(&latest).await?;
     let mut differing = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         let disk = point.disk(&Machine::disk_name(index))?;

@@ -137,12 +137,17 @@ impl Follower {
         world.network.host_returned(self.host);
         let store = site.store(world, &boot, &self.faults);
         let (site, clock, running) = (site.clone(), self.clock.clone(), self.running.clone());
+        // So few that there are merges of merges within one scene.
+        let map_segments = 1 + self.host % 2;
         world.spawn(self.host, async move {
             let config = ApplierConfig {
                 data_dir: "unused".into(),
                 crash_every: Duration::from_secs(3),
+                journal_window: Duration::from_secs(8),
+                retention: "1m:9s, 1h:30s".parse().expect("a retention"),
                 poll: Duration::from_millis(200),
                 replica: false,
+                map_segments,
                 prefix_gc: false,
             };
             loop {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use format::map::{MapDisk, MapRun, MapSource, Node};
+use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
 use model::{DiskId, Extent, ExtentSet};
 
 use super::{Maps, OpenMap};
 use crate::recover::RecoverError;
 
-/// Indexes or pages fetched at once for one look-up.
+/// Pages fetched at once for one look-up.
 const READS_MAX: usize = 8;
 
 /// Maps laid over one another, the oldest first.
@@ -21,8 +22,7 @@ pub(crate) struct Chain {
 impl Chain {
     /// Opens the maps of these nodes, the oldest first: one read for each.
     pub async fn open(maps: Arc<Maps>, nodes: &[Node]) -> Result<Self, RecoverError> {
-        let opened = futures::stream::iter(nodes).map(|node| maps.open(node)).buffered(READS_MAX);
-        let links = opened.try_collect().await?;
+        let links = try_join_all(nodes.iter().map(|node| maps.open(node))).await?;
         Ok(Self { maps, links })
     }
 
@@ -43,7 +43,8 @@ impl Chain {
             let wanted: Vec<_> = open.iter().collect();
             let mut numbers: Vec<_> = wanted.iter().flat_map(|extent| link.pages_in(disk, *extent)).collect();
             numbers.dedup();
-            let mut pages = futures::stream::iter(numbers).map(|number| self.maps.page(link, number)).buffered(READS_MAX);
+            let mut pages =
+                futures::stream::iter(numbers).map(|number| self.maps.page(link, number)).buffered(READS_MAX);
             while let Some(page) = pages.try_next().await? {
                 for extent in &wanted {
                     cut(&page, *extent, |run| {

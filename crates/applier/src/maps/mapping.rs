@@ -56,12 +56,7 @@ impl Mapping {
 
     /// Puts the leaf, whose segments the acknowledged `manifest` names, and the merges that it makes possible. Gives what
     /// the next commit is to name. A merge that cannot be made is left for later: positions open through its parts.
-    pub async fn put(
-        &mut self,
-        shared: &Shared,
-        epoch: u64,
-        manifest: &Manifest,
-    ) -> Result<Vec<Node>, ApplierError> {
+    pub async fn put(&mut self, shared: &Shared, epoch: u64, manifest: &Manifest) -> Result<Vec<Node>, ApplierError> {
         let mut nodes = manifest.nodes.clone();
         let name = self.next_name(epoch);
         let machine = self.maps.machine().clone();
@@ -73,29 +68,26 @@ impl Mapping {
         nodes.push(leaf.clone());
         let mut made = vec![leaf];
         while let Some(first) = mergeable(&nodes) {
-            match self.merge(epoch, &nodes[first..first + FANOUT], first == 0).await {
-                Ok(node) => {
-                    made.push(node.clone());
-                    nodes.splice(first..first + FANOUT, [node]);
-                    self.trouble = None;
-                }
-                Err(ApplierError::Merge(error)) => {
+            let (name, parts) = (self.next_name(epoch), first..first + FANOUT);
+            let sealed = match self.merge(name, &nodes[parts.clone()], first == 0).await {
+                Ok(sealed) => sealed,
+                Err(error) => {
                     self.tell(shared, &error);
                     break;
                 }
-                Err(error) => return Err(error),
-            }
+            };
+            self.trouble = None;
+            let last = &nodes[parts.end - 1];
+            let node = self.create(name, last.level + 1, last.end.clone(), sealed).await?;
+            made.push(node.clone());
+            nodes.splice(parts, [node]);
         }
         Ok(made)
     }
 
-    async fn merge(&mut self, epoch: u64, nodes: &[Node], from_start: bool) -> Result<Node, ApplierError> {
-        let name = self.next_name(epoch);
-        let maps = self.maps.clone();
-        let merged = Merged::open(&maps, nodes, from_start).await.map_err(MergeError::from)?;
-        let sealed = merged.seal(map_place(maps.machine(), name)).await?;
-        let last = nodes.last().expect("a merge is of eight nodes");
-        self.create(name, last.level + 1, last.end.clone(), sealed).await
+    async fn merge(&self, name: MapName, parts: &[Node], from_start: bool) -> Result<SealedMap, MergeError> {
+        let merged = Merged::open(&self.maps, parts, from_start).await?;
+        merged.seal(map_place(self.maps.machine(), name)).await
     }
 
     fn next_name(&mut self, epoch: u64) -> MapName {

@@ -27,6 +27,6 @@ mod tree;
 pub(crate) use chain::Chain;
 pub(crate) use leaf::Leaf;
 pub(crate) use mapping::Mapping;
-pub(crate) use merge::{MergeError, Merged};
-pub(crate) use read::{Maps, OpenMap, map_path};
+pub(crate) use merge::Merged;
+pub(crate) use read::{Maps, OpenMap, map_path, map_place};
 pub(crate) use tree::{Stretch, segments_behind, stretch_of_seq, stretch_of_time};

@@ -52,7 +52,7 @@ pub async fn compare(
 
 async fn compare_piece(disk: &PointDisk, with: &dyn disk::Disk, piece: Extent) -> Result<Vec<Extent>, RecoverError> {
     let other = |source| RecoverError::OtherDisk { extent: piece, source };
-    if disk.data_extents_in(piece).is_empty() && with.allocated(piece).await.map_err(other)?.is_empty() {
+    if disk.data_extents_in(piece).await?.is_empty() && with.allocated(piece).await.map_err(other)?.is_empty() {
         return Ok(Vec::new());
     }
     let (ours, theirs) = (disk.read(piece).await?, with.read(piece).await.map_err(other)?);

@@ -1,7 +1,8 @@
 //! Frames on demand: a ranged GET, opened, and kept in a small cache for as long as it is in use.
 //!
 //! Concurrent readers of one frame fetch it once. The objects are named by small numbers, so that maps stay small; each
-//! is authenticated by its header when its first frame is wanted and its table is not yet known.
+//! is authenticated by its header when its first frame is wanted and its table is not known. What is known of tables is
+//! bounded too: a disk may have its bytes in more segments than fit in memory.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -9,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use format::keys::Keys;
+use format::map::{Tag, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::segment::{FrameInfo, open_frame, open_table};
 use model::MachineName;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 use store::{LogPosition, Store};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::RecoverError;
 use crate::segments;
@@ -26,7 +28,16 @@ const FRAME_CACHE_BYTES: u64 = 64 << 20;
 /// About how many frames that is; a hint for the cache.
 const FRAME_CACHE_ITEMS: usize = 1024;
 
-/// Parts of the cache with a lock of their own. Fixed, as is the hash: so what is dropped first, and with it what is
+/// Layouts kept, in bytes of memory.
+const LAYOUT_CACHE_BYTES: u64 = 32 << 20;
+
+/// About how many layouts that is.
+const LAYOUT_CACHE_ITEMS: usize = 4096;
+
+/// Bytes read of an object whose table is wanted: most tables lie within them.
+const LAYOUT_READ_BYTES: u64 = 32 << 10;
+
+/// Parts of a cache with a lock of their own. Fixed, as is the hash: so what is dropped first, and with it what is
 /// fetched again, is the same in every run.
 const FRAME_CACHE_SHARDS: usize = 8;
 
@@ -34,14 +45,14 @@ const FRAME_CACHE_SHARDS: usize = 8;
 const FETCHES_MAX: usize = 16;
 
 /// Where a segment lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ObjectPlace {
-    /// Its id.
-    pub id: ObjectId,
     /// Whose stream.
     pub machine: MachineName,
     /// Where in it.
     pub position: LogPosition,
+    /// Of its id.
+    pub tag: Tag,
 }
 
 impl ObjectPlace {
@@ -54,6 +65,8 @@ impl ObjectPlace {
 /// Where the frames of an object lie.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
+    /// The object.
+    pub id: ObjectId,
     /// Offset of the first byte behind the table.
     pub data_start: u64,
     /// Frames by number, ascending.
@@ -69,13 +82,12 @@ impl Layout {
 
 struct Entry {
     place: ObjectPlace,
-    layout: OnceCell<Layout>,
     whole: Mutex<Option<Bytes>>,
 }
 
 #[derive(Default)]
 struct Entries {
-    by_id: BTreeMap<ObjectId, u32>,
+    by_place: BTreeMap<ObjectPlace, u32>,
     entries: Vec<Arc<Entry>>,
 }
 
@@ -88,11 +100,18 @@ impl Weighter<(u32, u32), Bytes> for ByBytes {
     }
 }
 
+impl Weighter<u32, Arc<Layout>> for ByBytes {
+    fn weight(&self, _key: &u32, layout: &Arc<Layout>) -> u64 {
+        (size_of::<Layout>() + layout.frames.len() * size_of::<FrameInfo>()) as u64
+    }
+}
+
 /// Fetches, opens and caches frames.
 pub(crate) struct Frames {
     store: Store,
     keys: Arc<Keys>,
     entries: Mutex<Entries>,
+    layouts: Cache<u32, Arc<Layout>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     cache: Cache<(u32, u32), Bytes, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
 }
@@ -100,31 +119,33 @@ pub(crate) struct Frames {
 impl Frames {
     /// Nothing known yet.
     pub fn new(store: Store, keys: Arc<Keys>) -> Self {
-        let mut options = OptionsBuilder::new();
-        options.shards(FRAME_CACHE_SHARDS).estimated_items_capacity(FRAME_CACHE_ITEMS);
-        options.weight_capacity(FRAME_CACHE_BYTES);
-        let options = options.build().expect("both capacities are given");
-        let cache = Cache::with_options(options, ByBytes, Default::default(), DefaultLifecycle::default());
-        let fetches = Semaphore::new(FETCHES_MAX);
-        Self { store, keys, entries: Mutex::default(), cache, fetches }
+        let frames = options(FRAME_CACHE_BYTES, FRAME_CACHE_ITEMS);
+        let layouts = options(LAYOUT_CACHE_BYTES, LAYOUT_CACHE_ITEMS);
+        Self {
+            store,
+            keys,
+            entries: Mutex::default(),
+            layouts: Cache::with_options(layouts, ByBytes, Default::default(), DefaultLifecycle::default()),
+            cache: Cache::with_options(frames, ByBytes, Default::default(), DefaultLifecycle::default()),
+            fetches: Semaphore::new(FETCHES_MAX),
+        }
     }
 
-    /// The number of an object; the same for the same id.
+    /// The number of an object; the same for the same object.
     pub fn intern(&self, place: ObjectPlace) -> u32 {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = entries.by_id.get(&place.id) {
+        if let Some(number) = entries.by_place.get(&place) {
             return *number;
         }
         let number = u32::try_from(entries.entries.len()).expect("a history is bounded far below 2^32 segments");
-        entries.by_id.insert(place.id, number);
-        entries.entries.push(Arc::new(Entry { place, layout: OnceCell::new(), whole: Mutex::default() }));
+        entries.by_place.insert(place.clone(), number);
+        entries.entries.push(Arc::new(Entry { place, whole: Mutex::default() }));
         number
     }
 
     /// Tells where the frames of an object lie, so that they need not be looked up.
     pub fn set_layout(&self, object: u32, layout: Layout) {
-        // Whoever was first read the same authenticated table.
-        let _already_known = self.entry(object).layout.set(layout);
+        self.layouts.insert(object, Arc::new(layout));
     }
 
     /// Serves the frames of an object from these bytes of the whole object.
@@ -151,7 +172,7 @@ impl Frames {
     async fn fetch(&self, object: u32, number: u32) -> Result<Bytes, RecoverError> {
         let entry = self.entry(object);
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
-        let layout = entry.layout.get_or_try_init(|| self.read_layout(&entry.place)).await?;
+        let layout = self.layouts.get_or_insert_async(&object, self.read_layout(&entry.place)).await?;
         let damage = |what: String| RecoverError::Damage { path: entry.place.path(), what };
         let info = layout.frame(number).ok_or_else(|| damage(format!("it has no frame {number}")))?;
         let start = layout.data_start.checked_add(info.offset);
@@ -160,7 +181,7 @@ impl Frames {
             return Err(damage(format!("frame {number} lies nowhere")));
         };
         let sealed = self.sealed(&entry, start..end).await?;
-        let plain = open_frame(&self.keys, entry.place.id, info, &sealed)
+        let plain = open_frame(&self.keys, layout.id, info, &sealed)
             .map_err(|source| RecoverError::damaged(entry.place.path(), source))?;
         Ok(Bytes::from(plain))
     }
@@ -177,11 +198,11 @@ impl Frames {
     }
 
     /// Header and table of an object that was only named so far.
-    async fn read_layout(&self, place: &ObjectPlace) -> Result<Layout, RecoverError> {
+    async fn read_layout(&self, place: &ObjectPlace) -> Result<Arc<Layout>, RecoverError> {
         let path = place.path();
         let refused = |source| RecoverError::damaged(path.clone(), source);
         let gone = || segments::missing(path.clone(), "records refer to its data");
-        let head = self.store.get_range(&path, 0..HEADER_BYTES as u64).await?.ok_or_else(gone)?;
+        let head = self.store.get_range(&path, 0..LAYOUT_READ_BYTES).await?.ok_or_else(gone)?;
         let header = ObjectHeader::parse(&self.keys, &head).map_err(refused)?;
         let belongs = Place {
             machine: Some(place.machine.clone()),
@@ -190,13 +211,22 @@ impl Frames {
             slot: place.position.slot,
         };
         header.expect_place(ObjectKind::Segment, &belongs).map_err(refused)?;
-        if header.id != place.id {
+        if tag(&header.id) != place.tag {
             let what = "it is not the segment that records refer to".to_owned();
             return Err(RecoverError::Damage { path: path.clone(), what });
         }
         let data_start = segments::data_start(&header);
-        let sealed = self.store.get_range(&path, HEADER_BYTES as u64..data_start).await?.ok_or_else(gone)?;
+        let sealed = match head.get(HEADER_BYTES..usize::try_from(data_start).unwrap_or(usize::MAX)) {
+            Some(_) => head.slice(HEADER_BYTES..data_start as usize),
+            None => self.store.get_range(&path, HEADER_BYTES as u64..data_start).await?.ok_or_else(gone)?,
+        };
         let table = open_table(&self.keys, &header, &sealed).map_err(refused)?;
-        Ok(Layout { data_start, frames: table.frames })
+        Ok(Arc::new(Layout { id: header.id, data_start, frames: table.frames }))
     }
+}
+
+fn options(bytes: u64, items: usize) -> quick_cache::Options {
+    let mut options = OptionsBuilder::new();
+    options.shards(FRAME_CACHE_SHARDS).estimated_items_capacity(items).weight_capacity(bytes);
+    options.build().expect("both capacities are given")
 }

@@ -1,30 +1,32 @@
-//! The history of a machine: its stream's record tables and its recovery points, read from the store alone.
+//! The history of a machine: its positions and recovery points, read from the store alone.
 //!
-//! Nothing of Farshore has to run. One case needs a decision: the newest epoch of the stream may be owned but not opened
-//! because its writer died in between. What follows is then undecided, so after a while of waiting an epoch is opened
-//! here; a writer that was only slow sees it at its next look, stops, and attaches again. That needs write access.
+//! Nothing of Farshore has to run. Maps say what lies far back, so only the records behind the last map are walked, and
+//! those of one leaf whenever a position in it is asked for. Where there is no map (no applier ever ran, or
+//! [`LoadOptions::without_maps`]) the whole stream is walked: the log alone is enough.
 //!
-//! Memory: about 100 bytes for each record and 24 for each piece and frame, bounded by [`HISTORY_BYTES_MAX`].
+//! One case needs a decision: the newest epoch of the stream may be owned but not opened because its writer died in
+//! between. What follows is then undecided, so after a while of waiting an epoch is opened here; a writer that was only
+//! slow sees it at its next look, stops, and attaches again. That needs write access.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use format::keys::Keys;
 use format::manifest::{Manifest, Point, PointKind};
-use format::object::{LogKind, ObjectHeader};
-use format::segment::{Piece, Table};
-use model::{Incarnation, LogHead, MachineName, Record, RecordBody, RecordDigest, RecordDigester, Seq, Timestamp};
-use store::{EpochLog, LogEntry, LogPosition, LogRules, ManifestBase, Store, StoreError};
+use format::map::Node;
+use format::object::LogKind;
+use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
+use store::{EpochLog, LogRules, ManifestBase, ReadMode, Store, StoreError};
 use tokio::time::Instant;
 
 use super::progress::tell;
-use super::{Disks, Frames, Layout, ObjectPlace, ProgressFn, RecoverError, Stage, Validity};
+use super::records::Records;
+use super::{Frames, ProgressFn, RecoverError, Stage, Validity};
+use crate::maps::{Maps, Stretch, stretch_of_seq, stretch_of_time};
 use crate::points::incarnation_after;
 use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, ApplierRules, manifest, segments};
-
-/// Most memory that the tables of one history may take.
-const HISTORY_BYTES_MAX: u64 = 8 << 30;
 
 /// How often an unopened epoch is looked at again.
 const SETTLE_POLL: Duration = Duration::from_millis(200);
@@ -34,61 +36,39 @@ const SETTLE_POLL: Duration = Duration::from_millis(200);
 pub struct LoadOptions {
     /// How long to wait for an owned but unopened newest epoch before opening one here.
     pub settle: Duration,
+    /// Walk the whole stream and trust no map: slower the longer the history.
+    pub without_maps: bool,
     /// Is told how many records were read.
     pub progress: Option<ProgressFn>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { settle: Duration::from_secs(5), progress: None }
-    }
-}
-
-/// A record's pieces within its segment's list.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PieceRun {
-    first: u32,
-    count: u32,
-}
-
-/// One segment's table.
-pub(super) struct Rows {
-    pub(super) position: LogPosition,
-    pub(super) first_seq: Seq,
-    /// Stream state before its first record.
-    before: LogHead,
-    after: LogHead,
-    records: Vec<Record<PieceRun>>,
-    pieces: Vec<Piece>,
-    /// Objects of the references, in order.
-    references: Vec<u32>,
-    /// The segment itself as an object.
-    object: u32,
-}
-
-impl Rows {
-    fn pieces_of(&self, record: &Record<PieceRun>) -> &[Piece] {
-        match &record.body {
-            RecordBody::Write { data, .. } => &self.pieces[data.first as usize..][..data.count as usize],
-            _ => &[],
-        }
+        Self { settle: Duration::from_secs(5), without_maps: false, progress: None }
     }
 }
 
 /// Everything known of a machine's stream.
 pub struct History {
     machine: MachineName,
-    rows: Vec<Rows>,
+    log: EpochLog,
+    /// Of everything before the tail, oldest first.
+    nodes: Vec<Node>,
+    maps: Arc<Maps>,
     frames: Arc<Frames>,
+    /// Records behind the last node.
+    tail: Arc<Records>,
+    /// The records of the leaf that was asked about last.
+    leaf: Mutex<Option<Arc<Records>>>,
     validity: Validity,
     points: Vec<Point>,
-    head: LogHead,
-    bytes: u64,
+    pins: BTreeSet<PointId>,
 }
 
 impl History {
-    /// Walks the whole stream. Errors: `UnknownMachine`; `Damaged`, `Missing` and `Damage` name the first object that
-    /// stops the walk (verify finds them all); `Undecided` when the end could not be decided for lack of write access.
+    /// Reads what is needed to resolve any selector. Errors: `UnknownMachine`; `Damaged`, `Missing` and `Damage` name the
+    /// first object that stops the walk (verify finds them all); `Undecided` when the end could not be decided for lack
+    /// of write access.
     pub async fn load(
         store: &Store,
         keys: Arc<Keys>,
@@ -112,115 +92,69 @@ impl History {
         if !log.exists().await? {
             return Err(unknown(store, machine).await?);
         }
-        let promoted = read_manifest(store, &keys, machine, rules.log).await?;
+        let manifest_log = manifest::log(store, &keys, machine);
+        let newest = manifest_log.read_newest_with(rules.log).await?;
+        let mut promoted = manifest_log.manifest_of(&newest.entries)?;
+        let log = EpochLog { base: Arc::new(ManifestBase::knowing(manifest_log, &newest, rules.log)?), ..log };
+        if options.without_maps {
+            promoted.nodes.clear();
+        }
+        let nodes = std::mem::take(&mut promoted.nodes);
+        let tail = Records::behind(machine.clone(), nodes.clone());
         let mut history = Self {
             machine: machine.clone(),
-            rows: Vec::new(),
-            frames: Arc::new(Frames::new(store.clone(), keys.clone())),
-            validity: Validity::with_rules(rules.applier),
+            validity: Validity::replay(&promoted.drains, tail.head().position.seq, rules.applier),
+            maps: Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone())),
+            frames: Arc::new(Frames::new(store.clone(), keys)),
+            log,
+            nodes,
+            tail: Arc::new(tail),
+            leaf: Mutex::default(),
             points: Vec::new(),
-            head: LogHead::default(),
-            bytes: 0,
+            pins: BTreeSet::new(),
         };
-        let reader = StreamReader::new(log.clone(), rules.log);
-        history.walk(&log, reader, &options).await?;
+        history.walk(rules.log, &options).await?;
         history.take_points(promoted);
         Ok(history)
     }
 
-    async fn walk(
-        &mut self,
-        log: &EpochLog,
-        mut reader: StreamReader,
-        options: &LoadOptions,
-    ) -> Result<(), RecoverError> {
+    /// Walks what lies behind the last node.
+    async fn walk(&mut self, rules: LogRules, options: &LoadOptions) -> Result<(), RecoverError> {
+        let mut tail = Records::behind(self.machine.clone(), self.nodes.clone());
+        let start = Stretch { before: self.nodes.clone(), segments: None }.start();
+        let mut reader = StreamReader::behind(self.log.clone(), start, rules);
         let mut deadline = None;
         loop {
             match reader.next().await.map_err(|error| of_walk(&self.machine, error))? {
                 Found::Entry(entry) => {
                     deadline = None;
                     if entry.position.slot > 0 {
-                        self.take_segment(&log.keys, *entry)?;
-                        tell(&options.progress, Stage::Loading, self.head.position.seq.0, 0);
+                        let rows = tail.take(&self.log.keys, &self.frames, *entry)?;
+                        rows.records.iter().for_each(|record| self.validity.push(record.seq, &record.body));
+                        tell(&options.progress, Stage::Loading, tail.head().position.seq.0, 0);
                     }
                 }
-                Found::End => return Ok(()),
+                Found::End => break,
                 Found::Unopened { epoch } => {
                     let deadline = *deadline.get_or_insert_with(|| Instant::now() + options.settle);
                     if Instant::now() < deadline {
                         tokio::time::sleep(SETTLE_POLL).await;
                         continue;
                     }
-                    seal(log, epoch).await?;
+                    seal(&self.log, epoch).await?;
                 }
             }
         }
-    }
-
-    fn take_segment(&mut self, keys: &Keys, entry: LogEntry) -> Result<(), RecoverError> {
-        let path = segments::path(&self.machine, LogKind::Stream, entry.position);
-        let table = segments::table(keys, &entry.header, &entry.bytes)
-            .map_err(|source| RecoverError::damaged(path.clone(), source))?;
-        let rows = self.intern(&entry, table);
-        self.bytes += rows_bytes(&rows);
-        if self.bytes > HISTORY_BYTES_MAX {
-            return Err(RecoverError::TooLong { machine: self.machine.clone(), bytes_max: HISTORY_BYTES_MAX });
-        }
-        let mut digester = RecordDigester::resume(self.head.digest);
-        for record in &rows.records {
-            digester.push(record);
-            self.validity.push(record.seq, &record.body);
-        }
-        if digester.digest() != entry.header.head.digest {
-            let what = "the digest over its records is not the one its header states".to_owned();
-            return Err(RecoverError::Damage { path, what });
-        }
-        self.head = entry.header.head;
-        self.rows.push(rows);
+        self.tail = Arc::new(tail);
         Ok(())
-    }
-
-    fn intern(&self, entry: &LogEntry, table: Table) -> Rows {
-        let header: &ObjectHeader = &entry.header;
-        let position = entry.position;
-        let object = self.frames.intern(ObjectPlace { id: header.id, machine: self.machine.clone(), position });
-        let references = table.references.into_iter().map(|r| {
-            let position = LogPosition { epoch: r.epoch, slot: r.slot };
-            self.frames.intern(ObjectPlace { id: r.id, machine: r.machine, position })
-        });
-        let references = references.collect();
-        self.frames.set_layout(object, Layout { data_start: segments::data_start(header), frames: table.frames });
-        let mut pieces = Vec::new();
-        let mut pack = |of: Vec<Piece>| {
-            let first = u32::try_from(pieces.len()).expect("a table is bounded far below 2^32 pieces");
-            let count = u32::try_from(of.len()).expect("a table is bounded far below 2^32 pieces");
-            pieces.extend(of);
-            PieceRun { first, count }
-        };
-        let records = table.records.into_iter().map(|record| Record {
-            seq: record.seq,
-            time: record.time,
-            map_version: record.map_version,
-            body: record.body.map_data(|_, of| pack(of)),
-        });
-        let records = records.collect();
-        Rows {
-            position,
-            first_seq: header.first_seq,
-            before: self.head,
-            after: header.head,
-            records,
-            pieces,
-            references,
-            object,
-        }
     }
 
     /// Points of the manifest, and marks and drain ends behind what the applier has processed.
     fn take_points(&mut self, manifest: Manifest) {
-        let processed = manifest.segments.last().map_or(Seq::ZERO, |s| s.head.position.seq);
+        let processed = manifest.segments.last().map_or(self.tail.start(), |last| last.head).position.seq;
         let mut points = manifest.points;
-        for rows in self.rows.iter().filter(|rows| rows.after.position.seq > processed) {
+        self.pins = manifest.pins;
+        for rows in self.tail.rows.iter().filter(|rows| rows.after.position.seq > processed) {
             let mut digester = RecordDigester::resume(rows.before.digest);
             let mut incarnation = rows.before.position.incarnation;
             for record in &rows.records {
@@ -244,7 +178,7 @@ impl History {
 
     /// The end of the stream.
     pub fn head(&self) -> LogHead {
-        self.head
+        self.tail.head()
     }
 
     /// Whose history it is.
@@ -265,49 +199,63 @@ impl History {
         &self.points
     }
 
+    /// Whether a point is held whatever the policy says.
+    pub(super) fn is_pinned(&self, point: &Point) -> bool {
+        self.pins.contains(&point.id)
+    }
+
     pub(super) fn frames(&self) -> &Arc<Frames> {
         &self.frames
     }
 
-    fn rows_with(&self, seq: Seq) -> Option<&Rows> {
-        let at = self.rows.partition_point(|rows| rows.after.position.seq < seq);
-        self.rows.get(at).filter(|rows| rows.first_seq <= seq && seq > Seq::ZERO)
+    pub(super) fn maps(&self) -> &Arc<Maps> {
+        &self.maps
     }
 
-    /// The time of a record.
-    pub(super) fn time_of(&self, seq: Seq) -> Option<Timestamp> {
-        let rows = self.rows_with(seq)?;
-        rows.records.get(usize::try_from(seq.0 - rows.first_seq.0).ok()?).map(|record| record.time)
-    }
-
-    /// Incarnation and digest after a record.
-    pub(super) fn state_after(&self, seq: Seq) -> Option<(Incarnation, RecordDigest)> {
-        let rows = self.rows_with(seq)?;
-        let mut digester = RecordDigester::resume(rows.before.digest);
-        let mut incarnation = rows.before.position.incarnation;
-        for record in rows.records.iter().take_while(|record| record.seq <= seq) {
-            digester.push(record);
-            incarnation = incarnation_after(incarnation, record);
+    /// The records around `seq`: those of its leaf, or those behind the last node.
+    pub(super) async fn records_of(&self, seq: Seq) -> Result<Arc<Records>, RecoverError> {
+        if seq > self.tail.start().position.seq {
+            return Ok(self.tail.clone());
         }
-        Some((incarnation, digester.digest()))
+        let holds =
+            |records: &Arc<Records>| (records.start().position.seq.next()..=records.head().position.seq).contains(&seq);
+        if let Some(leaf) = self.leaf().filter(holds) {
+            return Ok(leaf);
+        }
+        let stretch = stretch_of_seq(&self.maps, &self.nodes, seq).await?;
+        self.load_stretch(stretch).await
     }
 
-    /// All disks as they are after record `seq`.
-    pub(super) fn disks_at(&self, seq: Seq) -> Result<Disks, RecoverError> {
-        let mut disks = Disks::new(false);
-        for rows in self.rows.iter().take_while(|rows| rows.first_seq <= seq) {
-            let place_of = |reference: Option<u32>| match reference {
-                None => Some(rows.object),
-                Some(i) => rows.references.get(i as usize).copied(),
-            };
-            for record in rows.records.iter().take_while(|record| record.seq <= seq) {
-                disks.apply(record, rows.pieces_of(record), place_of).map_err(|what| RecoverError::Damage {
-                    path: segments::path(&self.machine, LogKind::Stream, rows.position),
-                    what,
-                })?;
+    /// The last record not later than `time`; 0 when all are.
+    pub(super) async fn last_not_after(&self, time: Timestamp) -> Result<Seq, RecoverError> {
+        if self.tail.start().time <= time {
+            return Ok(self.tail.last_not_after(time));
+        }
+        let stretch = stretch_of_time(&self.maps, &self.nodes, time).await?;
+        Ok(self.load_stretch(stretch).await?.last_not_after(time))
+    }
+
+    fn leaf(&self) -> Option<Arc<Records>> {
+        self.leaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn load_stretch(&self, stretch: Stretch) -> Result<Arc<Records>, RecoverError> {
+        let mut end = stretch.start();
+        let Stretch { before, segments } = stretch;
+        let Some(segments) = segments else { return Ok(self.tail.clone()) };
+        let mut records = Records::behind(self.machine.clone(), before);
+        let mut left = segments.as_slice();
+        while !left.is_empty() {
+            let read = self.log.read_promoted(end, left, ReadMode::Table).await?;
+            left = &left[read.len()..];
+            for entry in read {
+                end = entry.end();
+                records.take(&self.log.keys, &self.frames, entry)?;
             }
         }
-        Ok(disks)
+        let records = Arc::new(records);
+        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(records.clone());
+        Ok(records)
     }
 }
 
@@ -325,15 +273,6 @@ pub(crate) fn stream_log_with(store: &Store, keys: &Arc<Keys>, machine: &Machine
         kind: LogKind::Stream,
         base: Arc::new(ManifestBase::with_rules(manifest::log(store, keys, machine), rules)),
     }
-}
-
-async fn read_manifest(
-    store: &Store,
-    keys: &Arc<Keys>,
-    machine: &MachineName,
-    rules: LogRules,
-) -> Result<Manifest, RecoverError> {
-    manifest::read(&manifest::log(store, keys, machine), rules).await.map_err(|error| of_walk(machine, error))
 }
 
 /// What stopped the reading of a machine's logs.
@@ -363,10 +302,4 @@ async fn seal(log: &EpochLog, epoch: u64) -> Result<(), RecoverError> {
         Ok(_) | Err(StoreError::Fenced { .. }) => Ok(()),
         Err(source) => Err(undecided(source)),
     }
-}
-
-fn rows_bytes(rows: &Rows) -> u64 {
-    let records = rows.records.len() * std::mem::size_of::<Record<PieceRun>>();
-    let pieces = rows.pieces.len() * std::mem::size_of::<Piece>();
-    (records + pieces + std::mem::size_of::<Rows>() + rows.references.len() * 4) as u64
 }

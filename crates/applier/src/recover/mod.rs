@@ -1,8 +1,8 @@
 //! Recovery: any valid position of a machine's stream, opened from the store and the vault key alone.
 //!
-//! [`History`] walks the stream once and keeps its record tables in memory (bounded by a named limit: a later format
-//! gives maps that make this unnecessary). A selector resolves to a position, and a position opens as a [`PointReader`]
-//! whose disks are read on demand. Restore, serve, verify and compare all stand on that.
+//! [`History`] reads the manifest and the records behind the last map. A selector resolves to a position, and a position
+//! opens as a [`PointReader`]: maps of what came before, the records of one stretch over them, bytes fetched on demand.
+//! Restore, serve, verify and compare all stand on that.
 
 mod compare;
 mod error;
@@ -12,6 +12,7 @@ mod map;
 mod overlay;
 mod point;
 mod progress;
+mod records;
 mod restore;
 mod selection;
 mod state;

@@ -298,7 +298,7 @@ impl Export for OverlayExport {
                 continue;
             }
             let mut at = run.offset();
-            for data in self.point.data_extents_in(run) {
+            for data in self.point.data_extents_in(run).await.map_err(|e| failed("read", &e))? {
                 if data.offset() > at {
                     push(data.offset() - at, false);
                 }

@@ -4,15 +4,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use format::map::MapSource;
 use futures::{StreamExt, TryStreamExt};
-use model::{DiskId, DiskName, Extent, ExtentSet, MachineName};
+use model::{DiskId, DiskName, Extent, ExtentSet, MachineName, Seq};
 use serde::Serialize;
+use store::LogPosition;
 
 use super::map::{ExtentMap, Source};
-use super::{Frames, History, RecoverError, Resolved};
+use super::{Disks, Frames, History, ObjectPlace, RecoverError, Resolved};
+use crate::maps::Chain;
 
 /// Longest range of one read in bytes.
 pub(crate) const READ_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of a disk looked at together when all of its data is asked for.
+const SCAN_BYTES: u64 = 1 << 30;
 
 /// Frames fetched at once for one read; the frames of one history share a bound of their own.
 const READ_FRAMES_MAX: usize = 8;
@@ -38,24 +44,57 @@ pub struct PointReader {
 /// One disk at one position; reads only.
 pub struct PointDisk {
     info: PointDiskInfo,
-    map: ExtentMap,
+    /// Records behind the last map.
+    over: ExtentMap,
+    /// Everything before them.
+    base: Arc<Base>,
+}
+
+/// What the disks of a point share.
+struct Base {
+    machine: MachineName,
+    chain: Chain,
     frames: Arc<Frames>,
 }
 
 impl History {
-    /// Opens a position. Errors: `Foreign` (resolved elsewhere), `Damage`.
-    pub fn open(&self, at: &Resolved) -> Result<PointReader, RecoverError> {
+    /// Opens a position. Errors: `Foreign` (resolved elsewhere), `Damage`, and what is wrong with a map.
+    pub async fn open(&self, at: &Resolved) -> Result<PointReader, RecoverError> {
         let seq = at.position.seq;
-        if self.state_after(seq).is_none_or(|(_, digest)| digest != at.digest) || !self.validity().contains(seq) {
+        if seq == Seq::ZERO || seq > self.head().position.seq || !self.validity().contains(seq) {
             return Err(RecoverError::Foreign { seq });
         }
-        let disks = self.disks_at(seq)?.into_inner().into_iter().map(|(id, disk)| {
+        let records = self.records_of(seq).await?;
+        if records.state_after(seq).is_none_or(|(_, digest)| digest != at.digest) {
+            return Err(RecoverError::Foreign { seq });
+        }
+        let chain = Chain::open(self.maps().clone(), &records.before).await?;
+        let mut disks = Disks::over();
+        chain.disks().iter().for_each(|disk| disks.insert(disk.id, disk.name.clone(), disk.size));
+        records.lay_over(&mut disks, seq)?;
+        let base = Arc::new(Base { machine: self.machine().clone(), chain, frames: self.frames().clone() });
+        let disks = disks.into_inner().into_iter().map(|(id, disk)| {
             let info = PointDiskInfo { name: disk.name, id, size: disk.size };
-            Arc::new(PointDisk { info, map: disk.map, frames: self.frames().clone() })
+            Arc::new(PointDisk { info, over: disk.map, base: base.clone() })
         });
         let mut disks: Vec<_> = disks.collect();
         disks.sort_by(|a, b| a.info.name.cmp(&b.info.name));
         Ok(PointReader { machine: self.machine().clone(), at: *at, disks })
+    }
+}
+
+impl Base {
+    async fn runs_in(&self, disk: DiskId, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
+        let runs = self.chain.runs_in(disk, extent).await?;
+        let source = |source| match source {
+            MapSource::Zero => Source::Zero,
+            MapSource::Data { segment, frame, offset } => {
+                let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+                let place = ObjectPlace { machine: self.machine.clone(), position, tag: segment.tag };
+                Source::Data { place: self.frames.intern(place), frame, offset }
+            }
+        };
+        Ok(runs.into_iter().map(|run| (run.extent, source(run.source))).collect())
     }
 }
 
@@ -100,17 +139,17 @@ impl PointDisk {
         if extent.end() > self.info.size || extent.len() > READ_BYTES_MAX {
             return Err(RecoverError::Range { extent, size: self.info.size });
         }
-        let runs: Vec<_> = self.map.runs_in(extent).collect();
+        let runs = self.runs_in(extent).await?;
         if let [(whole, source)] = runs[..]
             && whole == extent
         {
-            return read_run(&self.frames, whole, source).await;
+            return read_run(&self.base.frames, whole, source).await;
         }
         let mut bytes = BytesMut::zeroed(extent.len() as usize);
         let mut parts = futures::stream::iter(runs)
-            .map(
-                |(run, source)| async move { Ok::<_, RecoverError>((run, read_run(&self.frames, run, source).await?)) },
-            )
+            .map(|(run, source)| async move {
+                Ok::<_, RecoverError>((run, read_run(&self.base.frames, run, source).await?))
+            })
             .buffered(READ_FRAMES_MAX);
         while let Some((run, part)) = parts.try_next().await? {
             let at = (run.offset() - extent.offset()) as usize;
@@ -119,19 +158,36 @@ impl PointDisk {
         Ok(bytes.freeze())
     }
 
-    /// The ranges that may hold other than zeros, in order.
-    pub fn data_extents(&self) -> Vec<Extent> {
-        self.data_within(self.map.runs())
+    /// The ranges that may hold other than zeros, in order: every map is read, page by page.
+    pub async fn data_extents(&self) -> Result<Vec<Extent>, RecoverError> {
+        let mut data = ExtentSet::new();
+        if let Ok(whole) = Extent::new(0, self.info.size) {
+            for window in whole.split_at_multiples(SCAN_BYTES) {
+                self.data_extents_in(window).await?.into_iter().for_each(|extent| data.insert(extent));
+            }
+        }
+        Ok(data.iter().collect())
     }
 
     /// The same within `extent`.
-    pub fn data_extents_in(&self, extent: Extent) -> Vec<Extent> {
-        self.data_within(self.map.runs_in(extent))
+    pub async fn data_extents_in(&self, extent: Extent) -> Result<Vec<Extent>, RecoverError> {
+        let runs = self.runs_in(extent).await?;
+        let data: ExtentSet =
+            runs.into_iter().filter(|(_, source)| *source != Source::Zero).map(|(extent, _)| extent).collect();
+        Ok(data.iter().collect())
     }
 
-    fn data_within(&self, runs: impl Iterator<Item = (Extent, Source)>) -> Vec<Extent> {
-        let data: ExtentSet = runs.filter(|(_, source)| *source != Source::Zero).map(|(extent, _)| extent).collect();
-        data.iter().collect()
+    /// What a range reads as, in order; what is in no run was never written.
+    async fn runs_in(&self, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
+        let mut runs: Vec<_> = self.over.runs_in(extent).collect();
+        let mut below = ExtentSet::new();
+        below.insert(extent);
+        runs.iter().for_each(|(run, _)| below.remove(*run));
+        for gap in below.iter() {
+            runs.extend(self.base.runs_in(self.info.id, gap).await?);
+        }
+        runs.sort_unstable_by_key(|(run, _)| run.offset());
+        Ok(runs)
     }
 }
 
@@ -185,7 +241,7 @@ impl disk::Disk for PointDisk {
     }
 
     async fn allocated(&self, extent: Extent) -> std::io::Result<Vec<Extent>> {
-        Ok(self.data_extents_in(extent))
+        self.data_extents_in(extent).await.map_err(to_io)
     }
 
     async fn drop_cache(&self, _extent: Extent) -> std::io::Result<()> {

@@ -29,6 +29,8 @@ pub struct PointView {
     pub kind: &'static str,
     /// What the user called it; empty for none.
     pub label: String,
+    /// Whether it is held whatever the policy says.
+    pub pinned: bool,
 }
 
 /// A run of positions each of which can be recovered.
@@ -64,28 +66,36 @@ fn kind_text(kind: format::manifest::PointKind) -> &'static str {
 }
 
 impl History {
-    /// Recovery points and valid ranges.
-    pub fn points(&self) -> PointsView {
-        let time = |seq| self.time_of(seq).unwrap_or_default().to_string();
+    /// Recovery points and valid ranges. Errors: whatever stops the reading of records at the ends of ranges.
+    pub async fn points(&self) -> Result<PointsView, RecoverError> {
         let points = self.recorded_points().iter().map(|point| PointView {
             id: point.id.to_string(),
             seq: point.position.seq,
             time: point.time.to_string(),
             kind: kind_text(point.kind),
             label: point.mark.as_ref().map(|mark| mark.label.clone()).unwrap_or_default(),
+            pinned: self.is_pinned(point),
         });
-        let ranges = self.validity().runs().iter().map(|run| ValidRange {
-            from_seq: run.from,
-            to_seq: run.to,
-            from_time: time(run.from),
-            to_time: time(run.to),
-        });
-        PointsView { points: points.collect(), ranges: ranges.collect(), draining: self.draining() }
+        let points = points.collect();
+        let mut ranges = Vec::with_capacity(self.validity().runs().len());
+        for run in self.validity().runs() {
+            ranges.push(ValidRange {
+                from_seq: run.from,
+                to_seq: run.to,
+                from_time: self.time_of(run.from).await?.to_string(),
+                to_time: self.time_of(run.to).await?.to_string(),
+            });
+        }
+        Ok(PointsView { points, ranges, draining: self.draining() })
+    }
+
+    async fn time_of(&self, seq: Seq) -> Result<Timestamp, RecoverError> {
+        Ok(self.records_of(seq).await?.time_of(seq).unwrap_or_default())
     }
 
     /// The position a selector means. `processed` is where the replica stands, if one is known.
-    /// Errors: `NotAPoint`, `OutOfRange`, `UnknownPoint`, `NotProcessed`, `NoPoint`.
-    pub fn resolve(&self, selector: &Selector, processed: Option<Seq>) -> Result<Resolved, RecoverError> {
+    /// Errors: `NotAPoint`, `OutOfRange`, `UnknownPoint`, `NotProcessed`, `NoPoint`, and whatever stops the reading.
+    pub async fn resolve(&self, selector: &Selector, processed: Option<Seq>) -> Result<Resolved, RecoverError> {
         let valid = self.validity();
         let Some(last) = valid.last() else {
             return Err(RecoverError::NoPoint { machine: self.machine().clone() });
@@ -98,53 +108,50 @@ impl History {
                 let point = self.recorded_points().iter().find(|point| point.id == *id);
                 point.ok_or(RecoverError::UnknownPoint { id: *id })?.position.seq
             }
-            Selector::Time(time) => self.last_not_after(*time).ok_or_else(|| self.out_of_range(selector))?,
+            // Times never go back along a stream, so nothing valid lies between.
+            Selector::Time(time) => match valid.floor(self.last_not_after(*time).await?) {
+                Some(seq) => seq,
+                None => return Err(self.out_of_range(selector).await?),
+            },
         };
         match valid.contains(seq) {
-            true => self.resolved(seq),
-            false => Err(self.not_valid(selector, seq)),
+            true => self.resolved(seq).await,
+            false => Err(self.not_valid(selector, seq).await?),
         }
     }
 
-    fn resolved(&self, seq: Seq) -> Result<Resolved, RecoverError> {
+    async fn resolved(&self, seq: Seq) -> Result<Resolved, RecoverError> {
         let gone = || RecoverError::Foreign { seq };
-        let time = self.time_of(seq).ok_or_else(gone)?;
-        let (incarnation, digest) = self.state_after(seq).ok_or_else(gone)?;
+        let records = self.records_of(seq).await?;
+        let time = records.time_of(seq).ok_or_else(gone)?;
+        let (incarnation, digest) = records.state_after(seq).ok_or_else(gone)?;
         Ok(Resolved { position: Position { incarnation, seq }, time, digest })
     }
 
-    /// The last valid position whose record's time is not after `time`. Times never go back along a stream.
-    fn last_not_after(&self, time: Timestamp) -> Option<Seq> {
-        let not_after = |seq: u64| self.time_of(Seq(seq)).is_some_and(|of| of <= time);
-        let run = self.validity().runs().iter().rev().find(|run| not_after(run.from.0))?;
-        let (mut low, mut high) = (run.from.0, run.to.0);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            if not_after(middle) { low = middle } else { high = middle - 1 }
+    async fn spell(&self, seq: Option<Seq>) -> Result<String, RecoverError> {
+        match seq {
+            None => Ok("none".to_owned()),
+            Some(seq) => Ok(format!("seq:{seq} ({})", self.time_of(seq).await?)),
         }
-        Some(Seq(low))
     }
 
-    fn spell(&self, seq: Seq) -> String {
-        format!("seq:{seq} ({})", self.time_of(seq).unwrap_or_default())
-    }
-
-    fn not_valid(&self, selector: &Selector, seq: Seq) -> RecoverError {
+    /// The error for a position that is no point.
+    async fn not_valid(&self, selector: &Selector, seq: Seq) -> Result<RecoverError, RecoverError> {
         if seq > self.head().position.seq || seq == Seq::ZERO {
-            return self.out_of_range(selector);
+            return self.out_of_range(selector).await;
         }
-        let spell = |seq: Option<Seq>| seq.map_or_else(|| "none".to_owned(), |seq| self.spell(seq));
         let (before, after) = (self.validity().floor(seq), self.validity().ceil(seq));
         let asked = match selector {
             Selector::LatestProcessed => format!("the replica's position seq:{seq}"),
             other => other.to_string(),
         };
-        RecoverError::NotAPoint { asked, before: spell(before), after: spell(after) }
+        Ok(RecoverError::NotAPoint { asked, before: self.spell(before).await?, after: self.spell(after).await? })
     }
 
-    fn out_of_range(&self, selector: &Selector) -> RecoverError {
-        let spell = |seq: Option<Seq>| seq.map_or_else(|| "none".to_owned(), |seq| self.spell(seq));
+    /// The error for a position outside of what is there.
+    async fn out_of_range(&self, selector: &Selector) -> Result<RecoverError, RecoverError> {
         let first = self.validity().runs().first().map(|run| run.from);
-        RecoverError::OutOfRange { asked: selector.to_string(), from: spell(first), to: spell(self.validity().last()) }
+        let (from, to) = (self.spell(first).await?, self.spell(self.validity().last()).await?);
+        Ok(RecoverError::OutOfRange { asked: selector.to_string(), from, to })
     }
 }

@@ -26,12 +26,19 @@ pub(crate) struct DiskState {
 pub(crate) struct Disks {
     disks: BTreeMap<DiskId, DiskState>,
     keep_zeros: bool,
+    /// Something may lie below: what a disk gains by appearing or growing is laid over it as zeros.
+    over_something: bool,
 }
 
 impl Disks {
     /// No disks; `keep_zeros` as in [`ExtentMap::new`].
     pub fn new(keep_zeros: bool) -> Self {
-        Self { disks: BTreeMap::new(), keep_zeros }
+        Self { disks: BTreeMap::new(), keep_zeros, over_something: false }
+    }
+
+    /// No disks, to be laid over maps of what came before.
+    pub fn over() -> Self {
+        Self { disks: BTreeMap::new(), keep_zeros: true, over_something: true }
     }
 
     /// Adds a disk that is known from elsewhere, with nothing in its map.
@@ -44,6 +51,16 @@ impl Disks {
     pub fn take_maps(&mut self) -> Vec<(DiskId, ExtentMap)> {
         let empty = ExtentMap::new(self.keep_zeros);
         self.disks.iter_mut().map(|(id, disk)| (*id, std::mem::replace(&mut disk.map, empty.clone()))).collect()
+    }
+
+    /// Id, name and size of each disk, by id.
+    pub fn list(&self) -> Vec<(DiskId, DiskName, u64)> {
+        self.disks.iter().map(|(id, disk)| (*id, disk.name.clone(), disk.size)).collect()
+    }
+
+    /// Every run by disk and offset.
+    pub fn runs(&self) -> impl Iterator<Item = (DiskId, Extent, Source)> + '_ {
+        self.disks.iter().flat_map(|(id, disk)| disk.map.runs().map(|(extent, source)| (*id, extent, source)))
     }
 
     /// Gives the disks away.
@@ -92,14 +109,23 @@ impl Disks {
             self.disks.remove(&disk);
             return;
         }
-        match self.disks.get_mut(&disk) {
+        let gained = match self.disks.get_mut(&disk) {
             Some(state) => {
                 if size < state.size {
                     state.map.truncate(size);
                 }
-                state.size = size;
+                std::mem::replace(&mut state.size, size)..size
             }
-            None => self.insert(disk, name.clone(), size),
+            None => {
+                self.insert(disk, name.clone(), size);
+                0..size
+            }
+        };
+        if self.over_something
+            && let Some(state) = self.disks.get_mut(&disk)
+            && let Ok(gained) = Extent::new(gained.start, size.saturating_sub(gained.start))
+        {
+            state.map.overlay(gained, Source::Zero);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! after it, until a drain begins: from then on every position after the drain's `lost_after` is invalid, also those that
 //! had seemed valid, up to but without the next drain end. Positions at or before `lost_after` stay as they were.
 
+use format::manifest::{Drain, DrainStep};
 use model::{RecordBody, Seq};
 use probe::{Rule, Rules};
 
@@ -37,17 +38,39 @@ impl Validity {
         Self { rules, ..Self::default() }
     }
 
+    /// As of record `to`, of a stream with these drains.
+    pub fn replay(drains: &[Drain], to: Seq, rules: Rules) -> Self {
+        let mut validity = Self::with_rules(rules);
+        for drain in drains.iter().take_while(|drain| drain.seq <= to) {
+            validity.reach(Seq(drain.seq.0.saturating_sub(1)));
+            validity.step(drain.seq, Some(drain.step));
+        }
+        validity.reach(to);
+        validity
+    }
+
     /// Takes the next record in.
     pub fn push<D>(&mut self, seq: Seq, body: &RecordBody<D>) {
+        self.step(seq, Drain::of(seq, body).map(|drain| drain.step));
+    }
+
+    /// Every record up to `seq` is in, and no other drains.
+    fn reach(&mut self, seq: Seq) {
+        if seq > Seq::ZERO {
+            self.step(seq, None);
+        }
+    }
+
+    fn step(&mut self, seq: Seq, drain: Option<DrainStep>) {
         if !self.rules.hold(Rule::DrainIsNoPoint) {
             return self.push_careless(seq);
         }
-        match body {
-            RecordBody::DrainBegin { lost_after, .. } => {
-                self.retract(*lost_after);
+        match drain {
+            Some(DrainStep::Begin { lost_after }) => {
+                self.retract(lost_after);
                 self.draining = true;
             }
-            RecordBody::DrainEnd(_) if self.draining => {
+            Some(DrainStep::End) if self.draining => {
                 self.draining = false;
                 self.runs.push(SeqRun { from: seq, to: seq });
             }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::keys::Keys;
 use format::manifest::Promoted;
-use format::object::{LogKind, ObjectHeader, ObjectKind, Place};
+use format::map::tag;
+use format::object::{LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::segment::{Piece, Table};
 use model::{DiskChange, MachineName, Position, Record, RecordBody, RecordDigester, Seq, Timestamp};
 use store::{LogPosition, Store};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::disks::ReplicaDisks;
 use super::state::{self, ReplicaState};
 use crate::ApplierError;
+use crate::applier::SegmentRun;
 use crate::manifest::promoted_path;
 use crate::points::incarnation_after;
 use crate::recover::{Disks, Frames, Layout, ObjectPlace, RecoverError, Validity};
@@ -66,7 +68,8 @@ impl Replica {
     }
 
     /// Where to go next: a valid position within what is committed, at most a step away unless a drain is longer.
-    pub fn next_target(&self, validity: &Validity, committed: &[Promoted]) -> Option<Seq> {
+    pub fn next_target(&self, validity: &Validity, committed: &SegmentRun) -> Option<Seq> {
+        let committed = &committed.segments;
         let end = committed.last()?.head.position.seq;
         let at = self.state.position.seq;
         let least = self.state.intent.unwrap_or(Seq::ZERO).max(at.next());
@@ -80,7 +83,7 @@ impl Replica {
     /// again. Errors: `Stopped`, `File`, `ReplicaForeign`, `Diverged`, and whatever stops the reading.
     pub async fn advance(
         &mut self,
-        committed: &[Promoted],
+        committed: &SegmentRun,
         target: Seq,
         stop: &CancellationToken,
     ) -> Result<(), ApplierError> {
@@ -93,6 +96,7 @@ impl Replica {
         self.save().await?;
         probe::failpoint!("applier-replica-intent-durable");
         let mut cursor = self.cursor();
+        let committed = &committed.segments;
         let first = committed.partition_point(|segment| segment.head.position.seq <= self.state.position.seq);
         for segment in &committed[first..] {
             if cursor.position.seq >= target {
@@ -148,11 +152,15 @@ impl Replica {
     }
 
     /// The replica's position must be part of the log that it is moved along.
-    async fn check_history(&self, committed: &[Promoted]) -> Result<(), ApplierError> {
+    async fn check_history(&self, committed: &SegmentRun) -> Result<(), ApplierError> {
+        let SegmentRun { start, segments: committed } = committed;
         let at = self.state.position.seq;
         let foreign = || ApplierError::ReplicaForeign { path: self.directory.clone(), seq: at };
         if at == Seq::ZERO {
             return Ok(());
+        }
+        if start.position.seq == at {
+            return if start.digest == self.state.digest { Ok(()) } else { Err(foreign()) };
         }
         let holder = committed.partition_point(|segment| segment.head.position.seq < at);
         let segment = committed.get(holder).ok_or_else(foreign)?;
@@ -160,7 +168,7 @@ impl Replica {
             return if segment.head.digest == self.state.digest { Ok(()) } else { Err(foreign()) };
         }
         let (_, (_, table)) = self.read(segment).await?;
-        let before = holder.checked_sub(1).map(|i| committed[i].head.digest).unwrap_or_default();
+        let before = holder.checked_sub(1).map_or(start, |i| &committed[i].head).digest;
         let mut digester = RecordDigester::resume(before);
         for record in table.records.iter().take_while(|record| record.seq <= at) {
             digester.push(record);
@@ -204,13 +212,16 @@ impl Replica {
         }
         // Frames are cached for one segment only: the next one brings its own.
         let frames = Frames::new(self.store.clone(), self.keys.clone());
-        let intern = |id, machine, epoch, slot| {
-            frames.intern(ObjectPlace { id, machine, position: LogPosition { epoch, slot } })
+        let intern = |id: ObjectId, machine, epoch, slot| {
+            frames.intern(ObjectPlace { machine, position: LogPosition { epoch, slot }, tag: tag(&id) })
         };
         let this = intern(header.id, self.state.machine.clone(), segment.epoch, segment.slot);
         let named = table.references.into_iter().map(|r| intern(r.id, r.machine, r.epoch, r.slot));
         let named: Vec<_> = named.collect();
-        frames.set_layout(this, Layout { data_start: segments::data_start(&header), frames: table.frames });
+        frames.set_layout(
+            this,
+            Layout { id: header.id, data_start: segments::data_start(&header), frames: table.frames },
+        );
         frames.set_whole(this, object);
         let place_of = |reference: Option<u32>| match reference {
             None => Some(this),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{EventKind, Severity};
+use model::{EventKind, Seq, Severity};
 
 use super::Replica;
 use crate::ApplierError;
-use crate::applier::Shared;
+use crate::applier::{Committed, SegmentRun, Shared};
+use crate::maps::{Maps, segments_behind, stretch_of_seq};
 
 /// Wait after the first failure; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -64,11 +65,26 @@ async fn step(shared: &Shared, replica: &mut Option<Replica>) -> Result<bool, Ap
     };
     publish(shared, replica);
     let committed = shared.committed();
-    let Some(target) = replica.next_target(&committed.validity, &committed.segments) else { return Ok(false) };
+    let segments = segments_for(shared, replica.state().position.seq, &committed).await?;
+    let Some(target) = replica.next_target(&committed.validity, &segments) else { return Ok(false) };
     shared.with_replica(|status| status.moving_to = Some(target));
-    let moved = replica.advance(&committed.segments, target, &shared.stop).await;
+    let moved = replica.advance(&segments, target, &shared.stop).await;
     publish(shared, replica);
     moved.map(|()| true)
+}
+
+/// The committed segments from `at` on. A replica that is far behind finds their names in the maps.
+async fn segments_for(shared: &Shared, at: Seq, committed: &Committed) -> Result<SegmentRun, ApplierError> {
+    if committed.recent.start.position.seq <= at {
+        return Ok(committed.recent.clone());
+    }
+    let maps = Maps::new(shared.store.clone(), shared.keys.clone(), shared.machine.clone());
+    let start = stretch_of_seq(&maps, &committed.nodes, at.max(Seq(1))).await?.start().head;
+    let mut segments = segments_behind(&maps, &committed.nodes, start.position.seq).await?;
+    let mapped = segments.last().map_or(start, |last| last.head).position.seq;
+    let behind = committed.recent.segments.iter().filter(|segment| segment.head.position.seq > mapped);
+    segments.extend(behind.cloned());
+    Ok(SegmentRun { start, segments })
 }
 
 fn publish(shared: &Shared, replica: &Replica) {

@@ -9,13 +9,13 @@ use format::object::HEADER_BYTES;
 use model::{Extent, Selector, Seq};
 
 use super::damage::{bytes, check, replace, sample, sample_in};
+use super::follow;
 use crate::recover::{History, LoadOptions};
 use crate::testing::{TestLog, vault};
-use crate::{Applier, ApplierConfig, SystemClock};
 
 /// Reads every valid position as a restore would. Wrong bytes fail the test; returns how many positions were refused.
 async fn refused_positions(log: &TestLog) -> Result<u64, String> {
-    let options = LoadOptions { settle: Duration::ZERO, progress: None };
+    let options = LoadOptions { settle: Duration::ZERO, ..LoadOptions::default() };
     let valid: Vec<u64> = (1..=log.last().0).filter(|seq| log.model.valid[*seq as usize]).collect();
     let Ok(history) = History::load(&log.store, log.keys.clone(), &log.machine, options).await else {
         return Ok(valid.len() as u64);
@@ -23,7 +23,10 @@ async fn refused_positions(log: &TestLog) -> Result<u64, String> {
     let history = Arc::new(history);
     let mut refused = 0;
     for seq in valid {
-        let point = history.resolve(&Selector::Seq(Seq(seq)), None).and_then(|at| history.open(&at));
+        let point = match history.resolve(&Selector::Seq(Seq(seq)), None).await {
+            Ok(at) => history.open(&at).await,
+            Err(error) => Err(error),
+        };
         let Ok(point) = point else {
             refused += 1;
             continue;
@@ -136,39 +139,17 @@ async fn a_store_put_back_to_an_earlier_state_is_told_by_a_witness_alone_and_wit
     assert!(matches!(report.witness, crate::recover::Witness::TailLost { .. }), "{report:?}");
 }
 
-/// Runs an applier until it has taken everything in, so that manifests are there.
-async fn apply(log: &TestLog) {
-    let data = tempfile::tempdir().expect("directory");
-    let poll = Duration::from_millis(10);
-    let settings = ApplierConfig {
-        data_dir: data.path().to_owned(),
-        crash_every: Duration::from_secs(60),
-        poll,
-        replica: true,
-        prefix_gc: false,
-    };
-    let (store, keys) = (log.store.clone(), log.keys.clone());
-    let machines = vec![log.machine.clone()];
-    let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while applier.processed(&log.machine) != Some(log.last()) {
-        assert!(std::time::Instant::now() < deadline, "the applier takes everything in");
-        tokio::time::sleep(poll).await;
-    }
-    applier.stop().await;
-}
-
 #[tokio::test]
 async fn a_manifest_that_was_touched_is_named_and_no_position_restored_wrong() {
     let mut paths = Vec::new();
     let mut logs = Vec::new();
     for _ in 0..2 {
         let (mut log, _, _) = sample("db", 37).await;
-        apply(&log).await;
+        follow(&log, 2).await;
         log.random();
         log.named("later");
         log.commit().await;
-        apply(&log).await;
+        follow(&log, 2).await;
         let all = objects(&log).await.into_iter().filter(|path| path.contains("/manifest/"));
         paths.push(all.collect::<Vec<_>>());
         logs.push(log);

@@ -13,7 +13,7 @@ use format::object::LogKind;
 use model::Seq;
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
-use store::{CollectError, FaultStore, Faults, LogPosition, LogRules, Plan, Store, StoreError, Why};
+use store::{CollectError, FaultStore, Faults, LogEnd, LogPosition, LogRules, Plan, Store, StoreError, Why};
 
 use super::{contents, load, open};
 use crate::ApplierError;
@@ -72,7 +72,7 @@ fn position_of(segment: &Promoted) -> LogPosition {
 /// The next segments behind what the owner has folded, at most `count`.
 async fn next_commit(owner: &ManifestOwner, log: &TestLog, count: usize) -> ManifestCommit {
     let (epoch, slot) = owner.manifest().folded();
-    let mut reader = StreamReader::new(log.stream(), LogRules::ALL);
+    let mut reader = StreamReader::behind(log.stream(), LogEnd::default(), LogRules::ALL);
     let mut commit = ManifestCommit::default();
     while let Found::Entry(entry) = reader.next().await.expect("read") {
         if entry.position.slot == 0 || entry.position <= (LogPosition { epoch, slot }) || commit.segments.len() == count
@@ -96,7 +96,7 @@ async fn promote(owner: &mut ManifestOwner, log: &TestLog, but: usize) {
     let mut left = next_commit(owner, log, ALL).await.segments;
     left.truncate(left.len().saturating_sub(but));
     for segments in left.chunks(4) {
-        owner.begin(ManifestCommit { segments: segments.to_vec(), points: Vec::new() });
+        owner.begin(ManifestCommit { segments: segments.to_vec(), ..ManifestCommit::default() });
         owner.finish().await.expect("acknowledged");
     }
 }
@@ -116,7 +116,7 @@ async fn assert_intact(log: &TestLog, samples: u64, what: &str) {
     let step = 1 + log.last().0 / samples;
     let valid = |seq: &u64| log.model.valid[*seq as usize];
     for seq in (0..=log.last().0).rev().step_by(step as usize).filter(valid) {
-        let found = contents(&open(&history, Seq(seq))).await;
+        let found = contents(&open(&history, Seq(seq)).await).await;
         assert!(found == log.model.at[seq as usize], "{what}: seq {seq}");
     }
     let report = report(log).await;
@@ -158,7 +158,7 @@ async fn every_position_reads_the_same_whatever_part_of_a_collection_was_done() 
         let mut owner = own(&log).await;
         promote(&mut owner, &log, rng.below(3) as usize).await;
         let mut plan = plan(&owner, &log).await;
-        let (mut reader, mut seen) = (StreamReader::new(log.stream(), LogRules::ALL), Vec::new());
+        let (mut reader, mut seen) = (StreamReader::behind(log.stream(), LogEnd::default(), LogRules::ALL), Vec::new());
         read_on(&mut reader, rng.below(9), &mut seen).await;
         shuffle(&mut plan.garbage, &mut rng);
         let mut gone = Vec::new();
@@ -294,7 +294,8 @@ async fn an_owner_replaced_while_it_collects_does_no_harm() {
         };
         let reading = async {
             let mut seen = Vec::new();
-            read_on(&mut StreamReader::new(stream.clone(), LogRules::ALL), u64::MAX, &mut seen).await;
+            read_on(&mut StreamReader::behind(stream.clone(), LogEnd::default(), LogRules::ALL), u64::MAX, &mut seen)
+                .await;
             seen
         };
         let (old, _, seen) = tokio::join!(old, new, reading);
@@ -340,7 +341,7 @@ async fn deleting_before_the_manifest_is_acknowledged_is_refused_and_without_the
     let rules = LogRules { acknowledged_before_deleting: false, ..LogRules::ALL };
     let (log, planned) = collect_by_an_unacknowledged_commit(rules).await;
     assert!(planned.expect("planned").garbage.iter().any(|garbage| garbage.why == Why::FoldedOpening));
-    let options = crate::recover::LoadOptions { settle: Duration::ZERO, progress: None };
+    let options = crate::recover::LoadOptions { settle: Duration::ZERO, ..Default::default() };
     let lost = crate::recover::History::load(&log.store, log.keys.clone(), &log.machine, options).await;
     assert!(matches!(lost, Err(RecoverError::Store(StoreError::Missing { .. }))), "the loss is noticed");
     assert!(!report(&log).await.clean());
@@ -408,7 +409,7 @@ async fn missing_and_swapped_segments_of_a_collected_prefix_are_named() {
     let (folded, _) = owner.manifest().folded();
     let paths: Vec<_> = owner.manifest().segments.iter().filter(|segment| segment.epoch < folded).collect();
     let paths: Vec<_> = paths.iter().map(|segment| manifest::promoted_path(&log.machine, segment)).collect();
-    let options = || crate::recover::LoadOptions { settle: Duration::ZERO, progress: None };
+    let options = || crate::recover::LoadOptions { settle: Duration::ZERO, ..Default::default() };
     let stopped_by = async || {
         let loaded = crate::recover::History::load(&store, keys.clone(), &log.machine, options()).await;
         loaded.err().expect("stopped").to_string()
@@ -451,7 +452,7 @@ async fn another_segment_in_the_place_of_a_promoted_one_is_refused() {
     owner.writer().collect(&plan, ALL).await.expect("collected");
     let other: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
     store.object_store().put(&Path::from(path.as_str()), other.into()).await.expect("put");
-    let mut reader = StreamReader::new(log.stream(), LogRules::ALL);
+    let mut reader = StreamReader::behind(log.stream(), LogEnd::default(), LogRules::ALL);
     let refused = loop {
         match reader.next().await {
             Ok(Found::Entry(_)) => {}

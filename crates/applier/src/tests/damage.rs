@@ -108,7 +108,7 @@ async fn a_damaged_frame_hits_exactly_the_positions_that_cannot_be_read() {
             let history = load(&log).await;
             for seq in 10..=log.last().0 {
                 let said = damage.ranges.iter().any(|r| r.from.0 <= seq && seq <= r.to.0);
-                let point = open(&history, Seq(seq));
+                let point = open(&history, Seq(seq)).await;
                 let mut fails = false;
                 for info in point.disks() {
                     let disk = point.disk(&info.name).expect("listed");

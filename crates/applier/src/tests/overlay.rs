@@ -14,7 +14,7 @@ async fn an_overlay_reads_as_the_point_with_every_change_on_top() {
         let mut log = TestLog::begin(&store, &keys, "db", seed).await;
         log.live(6).await;
         let history = load(&log).await;
-        let disk = open(&history, log.last_valid()).disk(&name("data")).expect("disk");
+        let disk = open(&history, log.last_valid()).await.disk(&name("data")).expect("disk");
         let mut model = log.model.at[log.last_valid().0 as usize][&name("data")].to_vec();
         let export = OverlayExport::create(disk.clone(), None).await.expect("created");
         let mut rng = Rng(seed);
@@ -61,7 +61,7 @@ async fn parallel_writers_of_one_block_do_not_undo_each_other() {
     let (store, keys) = vault().await;
     let log = TestLog::begin(&store, &keys, "db", 1).await;
     let history = load(&log).await;
-    let disk = open(&history, log.last()).disk(&name("data")).expect("disk");
+    let disk = open(&history, log.last()).await.disk(&name("data")).expect("disk");
     let export = OverlayExport::create(disk, None).await.expect("created");
     let writes = (0..96u64).map(|i| export.write(i * 512, vec![i as u8 + 1; 512].into(), false));
     for written in futures::future::join_all(writes).await {
@@ -76,7 +76,7 @@ async fn an_overlay_file_that_exists_and_requests_out_of_range_are_refused() {
     let (store, keys) = vault().await;
     let log = TestLog::begin(&store, &keys, "db", 1).await;
     let history = load(&log).await;
-    let disk = open(&history, log.last()).disk(&name("data")).expect("disk");
+    let disk = open(&history, log.last()).await.disk(&name("data")).expect("disk");
     let directory = tempfile::tempdir().expect("temp dir");
     let path = directory.path().join("overlay");
     let export = OverlayExport::create(disk.clone(), Some(&path)).await.expect("created");

@@ -20,12 +20,12 @@ async fn every_valid_position_reads_back_byte_for_byte() {
         assert_eq!(history.head().position.seq, log.last());
         let mut checked = 0;
         for seq in 0..=log.last().0 {
-            let resolved = history.resolve(&Selector::Seq(Seq(seq)), None);
+            let resolved = history.resolve(&Selector::Seq(Seq(seq)), None).await;
             assert_eq!(resolved.is_ok(), log.model.valid[seq as usize], "seed {seed} seq {seq}");
             let Ok(resolved) = resolved else { continue };
             assert_eq!(resolved.digest, log.model.digests[seq as usize]);
             assert_eq!(resolved.time, log.model.times[seq as usize]);
-            let found = contents(&open(&history, Seq(seq))).await;
+            let found = contents(&open(&history, Seq(seq)).await).await;
             assert!(found == log.model.at[seq as usize], "seed {seed} seq {seq}");
             // Negative control: another position with other contents is told apart.
             let other = &log.model.at[log.last().0 as usize];
@@ -50,7 +50,7 @@ async fn disks_come_grow_shrink_and_go() {
     log.commit().await;
     let history = load(&log).await;
     for seq in (log.last().0 - 6)..=log.last().0 {
-        assert!(contents(&open(&history, Seq(seq))).await == log.model.at[seq as usize], "seq {seq}");
+        assert!(contents(&open(&history, Seq(seq)).await).await == log.model.at[seq as usize], "seq {seq}");
     }
 }
 
@@ -65,7 +65,7 @@ async fn positions_in_a_drain_are_refused_and_the_nearest_are_named() {
     let end = log.drain_end();
     log.commit().await;
     let history = load(&log).await;
-    match history.resolve(&Selector::Seq(inside), None) {
+    match history.resolve(&Selector::Seq(inside), None).await {
         Err(error @ RecoverError::NotAPoint { .. }) => {
             assert_eq!(error.kind(), ErrorKind::Usage);
             let text = error.to_string();
@@ -73,21 +73,21 @@ async fn positions_in_a_drain_are_refused_and_the_nearest_are_named() {
         }
         other => panic!("{other:?}"),
     }
-    let view = history.points();
+    let view = history.points().await.expect("points");
     let ranges: Vec<_> = view.ranges.iter().map(|r| (r.from_seq, r.to_seq)).collect();
     assert_eq!(ranges, vec![(Seq(10), good), (end, end)]);
     assert_eq!(view.points.iter().map(|p| p.seq).collect::<Vec<_>>(), vec![Seq(10), end]);
-    let at = |selector| history.resolve(&selector, Some(good)).map(|r| r.position.seq);
-    assert_eq!(at(Selector::Latest).expect("latest"), end);
-    assert_eq!(at(Selector::LatestProcessed).expect("processed"), good);
-    assert_eq!(at(Selector::Time(log.model.times[inside.0 as usize])).expect("time"), good);
-    assert_eq!(at(Selector::Time(log.model.times[good.0 as usize])).expect("time"), good);
-    assert_eq!(at(Selector::Time(Timestamp(u64::MAX))).expect("time"), end);
-    assert!(matches!(at(Selector::Time(Timestamp(1))), Err(RecoverError::OutOfRange { .. })));
-    assert!(matches!(at(Selector::Seq(Seq(999))), Err(RecoverError::OutOfRange { .. })));
-    assert!(matches!(at(Selector::Seq(Seq(0))), Err(RecoverError::OutOfRange { .. })));
-    assert!(matches!(history.resolve(&Selector::LatestProcessed, None), Err(RecoverError::NotProcessed)));
-    let unknown = history.resolve(&Selector::Id(model::PointId([9; 16])), None);
+    let at = async |selector| history.resolve(&selector, Some(good)).await.map(|r| r.position.seq);
+    assert_eq!(at(Selector::Latest).await.expect("latest"), end);
+    assert_eq!(at(Selector::LatestProcessed).await.expect("processed"), good);
+    assert_eq!(at(Selector::Time(log.model.times[inside.0 as usize])).await.expect("time"), good);
+    assert_eq!(at(Selector::Time(log.model.times[good.0 as usize])).await.expect("time"), good);
+    assert_eq!(at(Selector::Time(Timestamp(u64::MAX))).await.expect("time"), end);
+    assert!(matches!(at(Selector::Time(Timestamp(1))).await, Err(RecoverError::OutOfRange { .. })));
+    assert!(matches!(at(Selector::Seq(Seq(999))).await, Err(RecoverError::OutOfRange { .. })));
+    assert!(matches!(at(Selector::Seq(Seq(0))).await, Err(RecoverError::OutOfRange { .. })));
+    assert!(matches!(history.resolve(&Selector::LatestProcessed, None).await, Err(RecoverError::NotProcessed)));
+    let unknown = history.resolve(&Selector::Id(model::PointId([9; 16])), None).await;
     assert!(matches!(unknown, Err(RecoverError::UnknownPoint { .. })));
 }
 
@@ -99,7 +99,7 @@ async fn nothing_is_recoverable_before_the_first_drain_ends() {
     log.drain_begin(Seq(0));
     log.random();
     log.commit().await;
-    assert!(matches!(load(&log).await.resolve(&Selector::Latest, None), Err(RecoverError::NoPoint { .. })));
+    assert!(matches!(load(&log).await.resolve(&Selector::Latest, None).await, Err(RecoverError::NoPoint { .. })));
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn restored_images_hold_the_point_and_nothing_is_overwritten() {
     let mut log = TestLog::begin(&store, &keys, "db", 6).await;
     log.live(8).await;
     let history = load(&log).await;
-    let point = open(&history, log.last_valid());
+    let point = open(&history, log.last_valid()).await;
     let expected = log.model.at[log.last_valid().0 as usize].clone();
     let options = |format| RestoreOptions { format, read_back: true, progress: None };
     for format in ImageFormat::ALL {
@@ -175,7 +175,7 @@ async fn compare_finds_exactly_the_changed_blocks() {
     let mut log = TestLog::begin(&store, &keys, "db", 7).await;
     log.live(8).await;
     let history = load(&log).await;
-    let point = open(&history, log.last_valid());
+    let point = open(&history, log.last_valid()).await;
     let disk = point.disk(&name("root")).expect("disk");
     let same = log.model.at[log.last_valid().0 as usize][&name("root")].to_vec();
     let report = compare(&disk, &MemoryDisk::from_contents(same.clone()), None).await.expect("compared");
@@ -201,7 +201,7 @@ async fn a_point_refuses_to_be_written() {
     let (store, keys) = vault().await;
     let log = TestLog::begin(&store, &keys, "db", 8).await;
     let history = load(&log).await;
-    let disk: Arc<dyn Disk> = open(&history, log.last()).disk(&name("root")).expect("disk");
+    let disk: Arc<dyn Disk> = open(&history, log.last()).await.disk(&name("root")).expect("disk");
     assert!(disk.write(0, vec![0; 512].into()).await.is_err());
     assert!(disk.zero(Extent::new(0, 512).expect("aligned"), true).await.is_err());
 }

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use format::manifest::PointKind;
 use format::object::LogKind;
-use model::{DiskChange, EventKind, Selector, Seq, Timestamp};
+use model::retention::Candidate;
+use model::{DiskChange, EventKind, Retention, Selector, Seq, Timestamp};
 use probe::{Rule, Rules};
 use store::LogRules;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::load;
+use super::{contents, follow, load, open};
+use crate::applier::SegmentRun;
+use crate::maps::{Maps, segments_behind};
 use crate::recover::{History, LoadOptions, RecoverError, Validity, processed, verify};
 use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
@@ -32,7 +35,9 @@ impl Clock for TestClock {
 fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
     let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
-    ApplierConfig { data_dir, crash_every, poll, replica: true, prefix_gc: false }
+    let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
+    let (replica, map_segments, prefix_gc) = (true, 2, false);
+    ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
@@ -99,7 +104,7 @@ async fn the_applier_promotes_makes_points_and_keeps_the_replica() {
         (last, PointKind::Crash),
     ];
     assert_eq!(kinds, expected);
-    assert_eq!(history.resolve(&Selector::Id(id), None).expect("resolved").position.seq, marked);
+    assert_eq!(history.resolve(&Selector::Id(id), None).await.expect("resolved").position.seq, marked);
     let report = crate::recover::verify(&store, keys, &log.machine, None, None, None).await.expect("verified");
     assert!(report.clean(), "{report:?}");
 }
@@ -132,11 +137,11 @@ async fn without_the_rule_of_drains_a_position_inside_one_is_opened() {
     log.write("root", 0, vec![0xee; 4096]);
     log.commit().await;
     let inside = Selector::Seq(log.last());
-    let refused = load(&log).await.resolve(&inside, None);
+    let refused = load(&log).await.resolve(&inside, None).await;
     assert!(matches!(refused, Err(RecoverError::NotAPoint { .. })), "{refused:?}");
     let rules = ApplierRules { applier: Rules::without(Rule::DrainIsNoPoint), ..ApplierRules::ALL };
     let careless = History::load_with_rules(&store, keys, &log.machine, LoadOptions::default(), rules).await;
-    careless.expect("loaded").resolve(&inside, None).expect("taken for a point");
+    careless.expect("loaded").resolve(&inside, None).await.expect("taken for a point");
 }
 
 #[tokio::test]
@@ -189,12 +194,13 @@ async fn restarted_appliers_go_on_and_make_no_point_twice() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), newest.points.len());
-    let places: Vec<_> = newest.segments.iter().map(|s| (s.epoch, s.slot)).collect();
+    let (run, _) = promoted(&log).await;
+    let places: Vec<_> = run.segments.iter().map(|s| (s.epoch, s.slot)).collect();
     assert!(places.is_sorted_by(|a, b| a < b), "every segment once, in order");
 }
 
 /// Promotes a log with an applier that keeps no replica, so that a test can move one by hand.
-async fn promoted(log: &TestLog) -> (Vec<format::manifest::Promoted>, Validity) {
+async fn promoted(log: &TestLog) -> (SegmentRun, Validity) {
     let nowhere = tempfile::tempdir().expect("temp dir");
     let settings = ApplierConfig { replica: false, ..config(nowhere.path()) };
     let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
@@ -206,7 +212,10 @@ async fn promoted(log: &TestLog) -> (Vec<format::manifest::Promoted>, Validity) 
     applier.stop().await;
     let newest =
         manifest::read(&manifest::log(&log.store, &log.keys, &log.machine), LogRules::ALL).await.expect("read");
-    (newest.segments, load(log).await.validity().clone())
+    let maps = Maps::new(log.store.clone(), log.keys.clone(), log.machine.clone());
+    let mut segments = segments_behind(&maps, &newest.nodes, Seq::ZERO).await.expect("names");
+    segments.extend(newest.segments);
+    (SegmentRun { segments, ..SegmentRun::default() }, load(log).await.validity().clone())
 }
 
 /// Lets the move of a replica end, as a dying process does, at the failpoint behind the next `passed`. Tells when it did.
@@ -442,4 +451,79 @@ async fn an_epoch_about_to_be_opened_is_no_damage_though_there_is_a_manifest() {
     let owned = crate::recover::stream_log(&store, &keys, &log.machine).attach().await.expect("attached");
     assert_eq!(load(&log).await.head().position.seq, last, "sealed by the reader after its wait");
     drop(owned);
+}
+
+#[tokio::test]
+async fn a_replica_that_begins_late_finds_its_segments_in_the_maps() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 31).await;
+    log.live(25).await;
+    follow(&log, 2).await;
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let clock = Arc::new(TestClock::default());
+    for _ in 0..2 {
+        let applier = start(&log, data_dir.path(), &clock).await;
+        let last = log.last_valid();
+        wait_for("the replica", async || applier.processed(&log.machine) == Some(last)).await;
+        applier.stop().await;
+        assert_replica(&log, data_dir.path(), last);
+        // The next life of the replica stands in the midst of a leaf, behind which more leaves were made meanwhile.
+        log.live(9).await;
+        follow(&log, 2).await;
+    }
+}
+
+/// The points of a machine, once an applier with this policy has come to rest at `now`.
+async fn points_under(log: &TestLog, policy: &str, now: Timestamp, wanted: usize) -> Vec<Seq> {
+    let retention = policy.parse().expect("a retention");
+    let settings = ApplierConfig { replica: false, retention, ..config(Path::new("unused")) };
+    let clock = Arc::new(TestClock::default());
+    clock.0.store(now.0, Ordering::Relaxed);
+    let applier = start_with(settings, log, &clock).await;
+    let status = || applier.status().machines.remove(0);
+    wait_for("points", async || status().processed_seq == log.last() && status().points == wanted as u64).await;
+    applier.stop().await;
+    load(log).await.recorded_points().iter().map(|point| point.position.seq).collect()
+}
+
+#[tokio::test]
+async fn points_are_dropped_as_the_policy_says_and_their_positions_still_open() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 12).await;
+    for _ in 0..15 {
+        (0..60).for_each(|_| _ = log.random());
+        log.commit().await;
+    }
+    let now = log.model.times[log.last().0 as usize];
+    let all = points_under(&log, "1y:all", now, 16).await;
+    let policy = "5m:all, 1h:4m";
+    let candidate = |seq: &Seq| {
+        let (id, time) = (model::PointId([0; 16]), log.model.times[seq.0 as usize]);
+        Candidate { id, time, seq: *seq, pinned: false, good: true }
+    };
+    let candidates: Vec<_> = all.iter().map(candidate).collect();
+    let plan = policy.parse::<Retention>().expect("a retention").plan(&candidates, Duration::ZERO, now);
+    assert!(!plan.dropped.is_empty() && plan.kept.len() > 5, "{plan:?}");
+    let kept = points_under(&log, policy, now, plan.kept.len()).await;
+    assert!(kept.iter().all(|seq| all.contains(seq)));
+    let dropped = all.iter().find(|seq| !kept.contains(seq)).expect("one is dropped");
+    let history = load(&log).await;
+    assert!(contents(&open(&history, *dropped).await).await == log.model.at[dropped.0 as usize]);
+    // Long after: the last good point is never dropped, nor is one that somebody holds.
+    let years_later = now.plus(Duration::from_secs(10 * 365 * 86400));
+    let (held, unknown) = (history.recorded_points()[0].clone(), model::PointId([9; 16]));
+    for hold in [true, false] {
+        let clock = Arc::new(TestClock::default());
+        clock.0.store(now.0, Ordering::Relaxed);
+        let settings = ApplierConfig { replica: false, ..config(Path::new("unused")) };
+        let applier = start_with(settings, &log, &clock).await;
+        applier.pin(&log.machine, held.id, hold).await.expect("acknowledged");
+        let refused = applier.pin(&log.machine, unknown, hold).await.expect_err("unknown");
+        assert!(refused.to_string().contains(&unknown.to_string()), "{refused}");
+        applier.stop().await;
+        let view = load(&log).await.points().await.expect("points");
+        assert_eq!(view.points[0].pinned, hold);
+        let expected = if hold { vec![held.position.seq, log.last()] } else { vec![log.last()] };
+        assert_eq!(points_under(&log, policy, years_later, expected.len()).await, expected);
+    }
 }

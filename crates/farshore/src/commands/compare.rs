@@ -27,8 +27,8 @@ pub async fn run(global: &Global, args: &CompareArgs, output: Output) -> anyhow:
     let (position, report) = match end_without_point(global, args, &history).await? {
         Some(end) => (end, everything(&device)),
         None => {
-            let resolved = history.resolve(&args.at, point::processed(global, &args.machine, &args.at).await?)?;
-            let disk = history.open(&resolved)?.disk(&args.disk)?;
+            let resolved = history.resolve(&args.at, point::processed(global, &args.machine, &args.at).await?).await?;
+            let disk = history.open(&resolved).await?.disk(&args.disk)?;
             let report = applier::recover::compare(&disk, &device, point::progress("comparing")).await?;
             (resolved, report)
         }

@@ -9,6 +9,7 @@ mod dump;
 mod key;
 mod ls;
 mod mark;
+mod pin;
 mod point;
 mod points;
 mod restore;
@@ -41,6 +42,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::run(global, output).await?,
         Command::Points(args) => points::run(global, &args, output).await?,
         Command::Mark(args) => mark::run(global, &args, output).await?,
+        Command::Pin(args) => pin::run(global, &args, true, output).await?,
+        Command::Unpin(args) => pin::run(global, &args, false, output).await?,
         Command::Unprotect(args) => unprotect::run(global, &args, output).await?,
         Command::Restore(args) => restore::run(global, &args, output).await?,
         Command::Serve(args) => serve::run(global, &args, output).await?,

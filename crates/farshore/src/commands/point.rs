@@ -14,19 +14,25 @@ use crate::output::Progress;
 /// Loads the history of a machine.
 pub async fn history(global: &Global, machine: &MachineName) -> anyhow::Result<History> {
     let (store, keys) = context::recovery(global).await?;
-    load(&store, keys, machine).await
+    load(global, &store, keys, machine).await
 }
 
 /// Loads it from a store already opened.
-pub async fn load(store: &Store, keys: Arc<format::keys::Keys>, machine: &MachineName) -> anyhow::Result<History> {
-    Ok(History::load(store, keys, machine, LoadOptions::default()).await?)
+pub async fn load(
+    global: &Global,
+    store: &Store,
+    keys: Arc<format::keys::Keys>,
+    machine: &MachineName,
+) -> anyhow::Result<History> {
+    let options = LoadOptions { without_maps: global.without_maps, ..LoadOptions::default() };
+    Ok(History::load(store, keys, machine, options).await?)
 }
 
 /// Opens the position a selector means.
 pub async fn open(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<PointReader> {
     let history = history(global, machine).await?;
-    let resolved = history.resolve(at, processed(global, machine, at).await?)?;
-    Ok(history.open(&resolved)?)
+    let resolved = history.resolve(at, processed(global, machine, at).await?).await?;
+    Ok(history.open(&resolved).await?)
 }
 
 /// Where the replica stands, for the one selector that asks: only there is a data directory needed.

@@ -10,7 +10,7 @@ use crate::views;
 /// Lists recovery points and valid ranges.
 pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow::Result<()> {
     let history = point::history(global, &args.machine).await?;
-    let view = history.points();
+    let view = history.points().await?;
     let object = json!({
         "machine": args.machine,
         "points": view.points,
@@ -22,11 +22,12 @@ pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow:
         let mut text = format!("Recovery points of {}\n", args.machine);
         for point in &view.points {
             text += &format!(
-                "  id:{}  {}  seq:{:<12} {:<9} {}\n",
+                "  id:{}  {}  seq:{:<12} {:<9} {}{}\n",
                 point.id,
                 point.time,
                 point.seq,
                 point.kind,
+                if point.pinned { "pinned " } else { "" },
                 point.label.escape_debug()
             );
         }

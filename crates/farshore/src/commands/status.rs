@@ -1,6 +1,7 @@
 //! `farshore status`: what the running roles say; of machines whose roles are dead, what the store says.
 
-use model::MachineName;
+use applier::recover::PointsView;
+use model::{LogHead, MachineName};
 use serde_json::{Value, json};
 
 use super::point;
@@ -47,18 +48,20 @@ async fn ask(config: &Config, socket: &Socket) -> Option<Value> {
 
 /// What the log says of a machine. That the store cannot say is itself a status.
 async fn from_store(global: &Global, machine: &MachineName) -> Value {
-    match point::history(global, machine).await {
-        Ok(history) => {
-            let view = history.points();
-            json!({
-                "head": views::head(&history.head()),
-                "points": view.points.len(),
-                "last_point": view.points.last(),
-                "draining": view.draining,
-            })
-        }
+    match points(global, machine).await {
+        Ok((head, view)) => json!({
+            "head": views::head(&head),
+            "points": view.points.len(),
+            "last_point": view.points.last(),
+            "draining": view.draining,
+        }),
         Err(error) => json!({ "error": one_line(&error) }),
     }
+}
+
+async fn points(global: &Global, machine: &MachineName) -> anyhow::Result<(LogHead, PointsView)> {
+    let history = point::history(global, machine).await?;
+    Ok((history.head(), history.points().await?))
 }
 
 fn text(object: &Value) -> String {

@@ -27,6 +27,9 @@ pub(super) fn syntax_line(text: &str, at: Option<usize>, message: &str) -> Strin
     }
 }
 
+/// Segments in a map.
+const MAP_SEGMENTS: std::ops::RangeInclusive<usize> = 1..=1024;
+
 /// Turns what is written into what is run.
 pub(super) struct Checker<'a> {
     /// The file, for messages.
@@ -46,8 +49,7 @@ impl Checker<'_> {
         let site = self.site(site)?;
         let store = self.store(store)?;
         let process_server = self.process_server(process_server)?;
-        let ApplierTable { prefix_gc } = applier;
-        let applier = Applier { prefix_gc };
+        let applier = self.applier(applier)?;
         let policy = self.policy(policy)?;
         if machine.len() > MACHINES_MAX {
             return Err(self.refuse("machine", format!("{} machines; at most {MACHINES_MAX}", machine.len())));
@@ -105,6 +107,18 @@ impl Checker<'_> {
             segment_bytes: self.size("process_server.segment_bytes", segment_bytes, SEGMENT_BYTES)?,
             segment_age: self.duration("process_server.segment_age", &segment_age, SEGMENT_AGE)?,
         })
+    }
+
+    fn applier(&self, table: ApplierTable) -> Result<Applier, ConfigError> {
+        let ApplierTable { prefix_gc, map_segments } = table;
+        let map_segments = map_segments as usize;
+        match MAP_SEGMENTS.contains(&map_segments) {
+            true => Ok(Applier { prefix_gc, map_segments }),
+            false => {
+                let why = format!("{map_segments} is out of range: 1 to {}", MAP_SEGMENTS.end());
+                Err(self.refuse("applier.map_segments", why))
+            }
+        }
     }
 
     fn policy(&self, table: PolicyTable) -> Result<Policy, ConfigError> {

@@ -69,11 +69,13 @@ pub struct ProcessServerTable {
 }
 
 /// `[applier]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplierTable {
     /// Whether needless objects below the folded position are deleted.
     pub prefix_gc: bool,
+    /// Segments that a map takes in.
+    pub map_segments: u32,
 }
 
 /// `[policy]`
@@ -139,6 +141,12 @@ impl Default for ProcessServerTable {
             segment_bytes: ByteSize(8 << 20),
             segment_age: "1s".into(),
         }
+    }
+}
+
+impl Default for ApplierTable {
+    fn default() -> Self {
+        Self { prefix_gc: false, map_segments: 64 }
     }
 }
 

@@ -143,6 +143,8 @@ pub struct ProcessServer {
 pub struct Applier {
     /// Whether needless objects below the folded position are deleted.
     pub prefix_gc: bool,
+    /// Segments that a map takes in, 1 to 1024.
+    pub map_segments: usize,
 }
 
 /// `[policy]`, checked.

@@ -31,6 +31,18 @@ pub struct MarkRequest {
     pub label: String,
 }
 
+/// Body of `POST /pin`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// Of which machine.
+    pub machine: MachineName,
+    /// Id of the point.
+    pub point: String,
+    /// Whether it is to be held, or held no longer.
+    pub hold: bool,
+}
+
 /// Body of `POST /compared`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +64,11 @@ pub trait Role: Send + Sync {
     /// Sets a mark and waits until it is stored.
     async fn mark(&self, _request: MarkRequest) -> anyhow::Result<serde_json::Value> {
         Err(not_here("marks are set by an agent"))
+    }
+
+    /// Holds a point, or holds it no longer, and waits until that is acknowledged.
+    async fn pin(&self, _request: PinRequest) -> anyhow::Result<serde_json::Value> {
+        Err(not_here("points are pinned by an applier"))
     }
 
     /// Takes the result of a compare.

@@ -19,7 +19,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use super::{ComparedRequest, MarkRequest, Role, Socket};
+use super::{ComparedRequest, MarkRequest, PinRequest, Role, Socket};
 use crate::config::{Config, SOCKET_PATH_BYTES_MAX};
 use crate::failure::{Exit, exit_of, one_line, usage};
 
@@ -92,6 +92,7 @@ impl RoleLock {
             .route("/metrics", get(metrics))
             .route("/flushes", get(flushes))
             .route("/mark", post(mark))
+            .route("/pin", post(pin))
             .route("/compared", post(compared))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(role);
@@ -155,6 +156,10 @@ async fn flushes(State(role): State<Arc<dyn Role>>) -> Answer {
 
 async fn mark(State(role): State<Arc<dyn Role>>, body: Body<MarkRequest>) -> Answer {
     role.mark(read(body)?).await.map(Json).map_err(Refused)
+}
+
+async fn pin(State(role): State<Arc<dyn Role>>, body: Body<PinRequest>) -> Answer {
+    role.pin(read(body)?).await.map(Json).map_err(Refused)
 }
 
 async fn compared(State(role): State<Arc<dyn Role>>, body: Body<ComparedRequest>) -> Answer {

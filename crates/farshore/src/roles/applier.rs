@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use applier::{Applier, ApplierConfig, SystemClock};
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::config::Config;
-use crate::control::{ControlServer, Role, RoleLock, Socket};
+use crate::control::{ControlServer, PinRequest, Role, RoleLock, Socket};
+use crate::failure::usage;
 use crate::{context, views};
 
 /// How often the log is asked for more.
@@ -29,9 +30,12 @@ impl ApplierRole {
         let settings = ApplierConfig {
             data_dir: config.site.data_dir.clone(),
             crash_every: config.policy.crash_every,
+            journal_window: config.policy.journal_window,
+            retention: config.policy.retention.clone(),
             poll: POLL,
             replica: true,
             prefix_gc: config.applier.prefix_gc,
+            map_segments: config.applier.map_segments,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();
         let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await?;
@@ -53,5 +57,12 @@ struct ApplierSocket {
 impl Role for ApplierSocket {
     fn status(&self) -> Value {
         views::applier(&self.applier.status())
+    }
+
+    async fn pin(&self, request: PinRequest) -> anyhow::Result<Value> {
+        let point =
+            request.point.parse().map_err(|e| usage(format!("{:?} is no id of a point: {e}", request.point)))?;
+        self.applier.pin(&request.machine, point, request.hold).await?;
+        Ok(json!({ "point": request.point, "pinned": request.hold }))
     }
 }

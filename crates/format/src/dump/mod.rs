@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::FormatError;
 use crate::keys::Keys;
 use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
+use crate::map::{self, MapDisk, MapRun, MapSource, Node};
 use crate::object::open_body;
 use crate::object::{HEADER_BYTES, ObjectHeader, ObjectKind, Opening};
 use crate::segment::{ChunkAt, FrameInfo, Piece, SegmentReader, SegmentRef, Table, frame_range, table_range};
@@ -31,6 +32,8 @@ pub struct Dump {
     pub header: HeaderDump,
     /// The record table of a segment.
     pub table: Option<TableDump>,
+    /// What a map maps.
+    pub map: Option<MapDump>,
     /// The body of a small object.
     pub body: Option<BodyDump>,
 }
@@ -119,10 +122,56 @@ pub enum BodyDump {
 /// A manifest or a step of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ManifestDump {
-    /// Segments promoted.
+    /// Maps of the history before those segments.
+    pub nodes: Vec<String>,
+    /// Segments promoted and in no map yet.
     pub segments: Vec<String>,
     /// Recovery points.
     pub points: Vec<String>,
+}
+
+/// A map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MapDump {
+    /// Its disks.
+    pub disks: Vec<MapDiskDump>,
+    /// What a merge is made of.
+    pub nodes: Vec<String>,
+    /// What a leaf is made of.
+    pub segments: Vec<String>,
+}
+
+/// A disk of a map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MapDiskDump {
+    /// Its name.
+    pub name: String,
+    /// Its identity in records.
+    pub id: u32,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Runs that the map has of it.
+    pub runs: u64,
+    /// Bytes of data in them.
+    pub data_bytes: u64,
+    /// Bytes of zeros in them.
+    pub zero_bytes: u64,
+}
+
+impl MapDiskDump {
+    fn new(disk: &MapDisk) -> Self {
+        Self { name: disk.name.to_string(), id: disk.id.0, size: disk.size, runs: 0, data_bytes: 0, zero_bytes: 0 }
+    }
+
+    fn count(&mut self, run: &MapRun) {
+        self.runs += 1;
+        let bytes = match run.source {
+            MapSource::Zero => &mut self.zero_bytes,
+            MapSource::Data { .. } => &mut self.data_bytes,
+        };
+        // Ranges come from a sealed page; a sum past the end of numbers says no more than the largest one.
+        *bytes = bytes.saturating_add(run.extent.len());
+    }
 }
 
 /// Reads what can be read of `bytes`, which should be a whole object. Without keys only the header is shown, and it
@@ -142,11 +191,18 @@ pub fn dump(keys: Option<&Keys>, bytes: &[u8]) -> Result<Dump, FormatError> {
     if let Err(problem) = header.check_body(bytes) {
         problems.push(problem.to_string());
     }
-    let mut dump =
-        Dump { authenticated: keys.is_some(), problems, header: header_dump(&header, bytes)?, table: None, body: None };
+    let mut dump = Dump {
+        authenticated: keys.is_some(),
+        problems,
+        header: header_dump(&header, bytes)?,
+        table: None,
+        map: None,
+        body: None,
+    };
     let Some(keys) = keys else { return Ok(dump) };
     let shown = match header.kind {
         ObjectKind::Segment => dump.show_segment(keys, header, bytes),
+        ObjectKind::Map => dump.show_map(keys, &header, bytes),
         _ => dump.show_body(keys, &header, bytes),
     };
     if let Err(problem) = shown {
@@ -175,6 +231,24 @@ impl Dump {
         Ok(())
     }
 
+    fn show_map(&mut self, keys: &Keys, header: &ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
+        let index = map::open_index(keys, header, slice(bytes, table_range(header))?)?;
+        let mut disks: Vec<_> = index.disks.iter().map(MapDiskDump::new).collect();
+        for page in &index.pages {
+            let opened =
+                slice(bytes, map::page_range(header, page)).and_then(|b| map::open_page(keys, header.id, page, b));
+            match (opened, disks.iter_mut().find(|disk| disk.id == page.disk.0)) {
+                (Ok(runs), Some(disk)) => runs.iter().for_each(|run| disk.count(run)),
+                // What was written to a disk that is gone by the map's end.
+                (Ok(_), None) => {}
+                (Err(problem), _) => self.note(format!("page {}: {problem}", page.frame.number)),
+            }
+        }
+        let nodes = index.children.iter().map(node_dump).collect();
+        self.map = Some(MapDump { disks, nodes, segments: index.segments.iter().map(segment_dump).collect() });
+        Ok(())
+    }
+
     fn show_body(&mut self, keys: &Keys, header: &ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
         let plain = open_body(keys, header, bytes)?;
         self.body = Some(match header.kind {
@@ -182,13 +256,13 @@ impl Dump {
                 let opening = Opening::decode(&plain)?;
                 let state = match opening.state.as_slice() {
                     [] => None,
-                    state => Some(Manifest::decode(state).map(|m| manifest_dump(&m.segments, &m.points))?),
+                    state => Some(Manifest::decode(state).map(|m| manifest_dump(&m.nodes, &m.segments, &m.points))?),
                 };
                 BodyDump::Opening { prev_epoch: opening.prev_epoch, prev_end: opening.prev_end, state }
             }
             ObjectKind::Manifest => {
                 let commit = ManifestCommit::decode(&plain)?;
-                BodyDump::Manifest(manifest_dump(&commit.segments, &commit.points))
+                BodyDump::Manifest(manifest_dump(&commit.nodes, &commit.segments, &commit.points))
             }
             _ => opaque(&plain),
         });
@@ -283,16 +357,30 @@ fn mark_text(mark: &model::Mark) -> String {
     format!("{} {:?} {:?}", hex(&mark.id), mark.kind, mark.label)
 }
 
-fn manifest_dump(segments: &[Promoted], points: &[Point]) -> ManifestDump {
-    let segment = |s: &Promoted| {
-        let (id, hash, head) = (s.id, s.hash, s.head.position);
-        format!("epoch {} slot {}: id {id} hash {hash}, {} bytes, to {head}", s.epoch, s.slot, s.bytes)
-    };
+fn segment_dump(s: &Promoted) -> String {
+    let (id, hash, head) = (s.id, s.hash, s.head.position);
+    format!("epoch {} slot {}: id {id} hash {hash}, {} bytes, to {head}", s.epoch, s.slot, s.bytes)
+}
+
+fn node_dump(node: &Node) -> String {
+    let (level, map, end) = (node.level, node.map, &node.end);
+    let to = end.head.position;
+    format!(
+        "map {}/{} of level {level}, {} bytes, to epoch {} slot {}, {to}",
+        map.epoch, map.number, node.bytes, end.epoch, end.slot
+    )
+}
+
+fn manifest_dump(nodes: &[Node], segments: &[Promoted], points: &[Point]) -> ManifestDump {
     let point = |p: &Point| {
         let mark = p.mark.as_ref().map(|mark| format!(", mark {}", mark_text(mark))).unwrap_or_default();
         format!("{} at {} {} {:?}{mark}", p.id, p.position, p.time, p.kind)
     };
-    ManifestDump { segments: segments.iter().map(segment).collect(), points: points.iter().map(point).collect() }
+    ManifestDump {
+        nodes: nodes.iter().map(node_dump).collect(),
+        segments: segments.iter().map(segment_dump).collect(),
+        points: points.iter().map(point).collect(),
+    }
 }
 
 fn opaque(plain: &[u8]) -> BodyDump {

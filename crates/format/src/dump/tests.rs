@@ -68,8 +68,23 @@ fn small_objects_show_their_bodies() {
             ObjectKind::Vault => "body: 8 bytes: 616e7920626f6479",
             ObjectKind::Epoch => "body: 16 bytes: 0909",
             ObjectKind::Opening => "continues epoch 2, whose last accepted slot is 17",
-            _ => "1 segments, 1 points",
+            _ => "1 maps, 1 segments behind them, 1 points",
         };
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
+}
+
+#[test]
+fn a_map_shows_its_disks_and_what_it_is_made_of() {
+    let object = samples::map(Packing::WhenItPays).parts.concat();
+    let dump = dump(Some(&samples::keys()), &object).expect("its header reads");
+    assert!(dump.authenticated && dump.problems.is_empty(), "{dump}");
+    let text = dump.to_string();
+    for part in ["map of 1 disks, made of 2 segments and 0 maps", "3 runs, 69632 bytes of data, 1073741824 of zeros"] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let mut damaged = object;
+    *damaged.last_mut().expect("not empty") ^= 1;
+    let dump = super::dump(Some(&samples::keys()), &damaged).expect("its header reads");
+    assert!(dump.map.is_some() && dump.problems[1].starts_with("page 0: "), "{dump}");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BodyDump, Dump, HeaderDump, ManifestDump, TableDump};
+use super::{BodyDump, Dump, HeaderDump, ManifestDump, MapDump, TableDump};
 
 impl fmt::Display for Dump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,6 +14,9 @@ impl fmt::Display for Dump {
         header(f, &self.header)?;
         if let Some(t) = &self.table {
             table(f, t)?;
+        }
+        if let Some(m) = &self.map {
+            map(f, m)?;
         }
         match &self.body {
             Some(BodyDump::Opening { prev_epoch, prev_end, state }) => {
@@ -71,8 +74,28 @@ fn table(f: &mut fmt::Formatter<'_>, t: &TableDump) -> fmt::Result {
     Ok(())
 }
 
+fn map(f: &mut fmt::Formatter<'_>, m: &MapDump) -> fmt::Result {
+    writeln!(f, "map of {} disks, made of {} segments and {} maps", m.disks.len(), m.segments.len(), m.nodes.len())?;
+    for d in &m.disks {
+        writeln!(
+            f,
+            "  disk {} {} of {} bytes: {} runs, {} bytes of data, {} of zeros",
+            d.id, d.name, d.size, d.runs, d.data_bytes, d.zero_bytes
+        )?;
+    }
+    m.nodes.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
+    m.segments.iter().try_for_each(|segment| writeln!(f, "  segment {segment}"))
+}
+
 fn manifest(f: &mut fmt::Formatter<'_>, m: &ManifestDump) -> fmt::Result {
-    writeln!(f, "manifest: {} segments, {} points", m.segments.len(), m.points.len())?;
+    writeln!(
+        f,
+        "manifest: {} maps, {} segments behind them, {} points",
+        m.nodes.len(),
+        m.segments.len(),
+        m.points.len()
+    )?;
+    m.nodes.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
     m.segments.iter().try_for_each(|segment| writeln!(f, "  segment {segment}"))?;
     m.points.iter().try_for_each(|point| writeln!(f, "  point {point}"))
 }

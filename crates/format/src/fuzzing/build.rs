@@ -9,7 +9,8 @@ use model::{
 };
 
 use crate::check::LABEL_BYTES_MAX;
-use crate::manifest::{Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::manifest::{Drain, DrainStep, EpochEnd, Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
 use crate::segment::{CHUNK_BYTES_MAX, ChunkAt, Piece, SegmentRef};
 use crate::wire::{Frame, Hello, Refusal, Refused, Start, Stored, Welcome};
@@ -242,12 +243,61 @@ fn points(u: Source) -> Result<Vec<Point>> {
     })
 }
 
+fn ids(u: Source) -> Result<Vec<PointId>> {
+    list(u, LIST_MAX, |u| Ok(PointId(u.arbitrary()?)))
+}
+
+fn drains(u: Source) -> Result<Vec<Drain>> {
+    let mut seq = 0u64;
+    list(u, LIST_MAX, |u| {
+        seq += 1 + u64::from(u.arbitrary::<u16>()?);
+        let step = if u.arbitrary()? { DrainStep::End } else { DrainStep::Begin { lost_after: Seq(u.arbitrary()?) } };
+        Ok(Drain { seq: Seq(seq), step })
+    })
+}
+
+fn node(u: Source, end: Promoted) -> Result<Node> {
+    let map = MapName { epoch: u.int_in_range(1..=u64::MAX)?, number: u.int_in_range(1..=u64::MAX)? };
+    Ok(Node { level: u.int_in_range(0..=9)?, map, index_bytes: u.arbitrary()?, bytes: u.arbitrary()?, end })
+}
+
+/// A manifest: segments in order, the first of them taken in by maps.
 pub(super) fn manifest(u: Source) -> Result<Manifest> {
-    Ok(Manifest { segments: promoted(u)?, points: points(u)? })
+    let mut segments = promoted(u)?;
+    let mapped: Vec<_> = segments.drain(..u.int_in_range(0..=segments.len())?).collect();
+    let nodes = mapped.into_iter().map(|end| node(u, end)).collect::<Result<_>>()?;
+    let mut epoch = 0u64;
+    let ends = list(u, LIST_MAX, |u| {
+        epoch += 1 + u64::from(u.arbitrary::<u16>()?);
+        Ok(EpochEnd { epoch, slot: u.arbitrary()? })
+    })?;
+    let pins = ids(u)?.into_iter().collect();
+    Ok(Manifest { nodes, segments, ends, drains: drains(u)?, points: points(u)?, pins })
 }
 
 pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
-    Ok(ManifestCommit { segments: promoted(u)?, points: points(u)? })
+    let nodes = promoted(u)?.into_iter().map(|end| node(u, end)).collect::<Result<_>>()?;
+    let (dropped, pinned, unpinned) = (ids(u)?, ids(u)?, ids(u)?);
+    let (segments, drains, points) = (promoted(u)?, drains(u)?, points(u)?);
+    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes })
+}
+
+/// Runs of a page: ascending, none overlapping.
+pub(super) fn map_runs(u: Source) -> Result<Vec<MapRun>> {
+    let mut at = 0u64;
+    list(u, LIST_MAX, |u| {
+        let offset = at + u64::from(u.arbitrary::<u16>()?) * 512;
+        let extent = Extent::new(offset, (1 + u64::from(u.arbitrary::<u8>()?)) * 512).expect("in range");
+        at = extent.end();
+        let source = match u.arbitrary()? {
+            false => MapSource::Zero,
+            true => {
+                let segment = SegmentName { epoch: u.arbitrary()?, slot: u.arbitrary()?, tag: u.arbitrary()? };
+                MapSource::Data { segment, frame: u.arbitrary()?, offset: u.arbitrary::<u16>()?.into() }
+            }
+        };
+        Ok(MapRun { extent, source })
+    })
 }
 
 pub(super) fn opening(u: Source) -> Result<Opening> {

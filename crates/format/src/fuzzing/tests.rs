@@ -79,3 +79,8 @@ fn manifest_survives_any_bytes() {
 fn object_survives_any_bytes() {
     run("object", super::object);
 }
+
+#[test]
+fn map() {
+    run("map", super::map);
+}

@@ -1,20 +1,27 @@
 //! Manifests: what the applier knows of a machine, kept in the machine's manifest log.
 //!
 //! Slot 0 of each manifest epoch holds a whole [`Manifest`] (in [`crate::object::Opening::state`]); slots 1 and up hold
-//! [`ManifestCommit`]s to apply to it in order. First form: cache and vault are one store, so promotion is the act of
-//! naming segments here, and nothing is folded away.
+//! [`ManifestCommit`]s to apply to it in order. Cache and vault are one store, so promotion is the act of naming segments
+//! here. Segments are named one by one until a map takes them in; from then on the map's node stands for them, so that a
+//! manifest grows with the logarithm of the history, with its points, its drains and its writers' epochs.
 
-use model::{LogHead, Mark, PointId, Position, Timestamp};
+use std::collections::BTreeSet;
+
+use model::{LogHead, Mark, PointId, Position, RecordBody, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 mod tests;
 
+use crate::map::{FANOUT, Node, node_is_sound};
 use crate::object::{ObjectHash, ObjectId};
 use crate::{FormatError, check, versioned};
 
 /// Versions of manifest and commit bodies, newest first.
-pub const VERSIONS: &[(u16, &str)] = &[(1, "first released")];
+pub const VERSIONS: &[(u16, &str)] = &[(2, "maps, drains and epoch ends; version 1 was never released and is refused")];
+
+/// Oldest version that is read.
+const VERSION_OLDEST: u16 = 2;
 
 /// A segment promoted: from here on recovery may rest on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,13 +68,63 @@ pub struct Point {
     pub digest: model::RecordDigest,
 }
 
+/// A drain of a stream, as far as it decides which positions are points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// The record.
+    pub seq: Seq,
+    /// What it says.
+    pub step: DrainStep,
+}
+
+/// Beginning or end of a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrainStep {
+    /// It begins: positions behind `lost_after` are no points.
+    Begin {
+        /// The last position before it that stays one.
+        lost_after: Seq,
+    },
+    /// It ends: this position is a point again.
+    End,
+}
+
+impl Drain {
+    /// What a record says of drains.
+    pub fn of<D>(seq: Seq, body: &RecordBody<D>) -> Option<Self> {
+        let step = match body {
+            RecordBody::DrainBegin { lost_after, .. } => DrainStep::Begin { lost_after: *lost_after },
+            RecordBody::DrainEnd(_) => DrainStep::End,
+            _ => return None,
+        };
+        Some(Self { seq, step })
+    }
+}
+
+/// The accepted end of an epoch of the stream: its segments are slots 1 to `slot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// Epoch.
+    pub epoch: u64,
+    /// Last promoted slot.
+    pub slot: u64,
+}
+
 /// Everything known of a machine up to `folded`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Promoted segments in log order.
+    /// Maps of the history up to the last leaf, oldest first; each continues the one before.
+    pub nodes: Vec<Node>,
+    /// Segments promoted behind the last node, in log order.
     pub segments: Vec<Promoted>,
+    /// Ends of all epochs that hold promoted segments, by epoch.
+    pub ends: Vec<EpochEnd>,
+    /// Drains by position.
+    pub drains: Vec<Drain>,
     /// Points by position.
     pub points: Vec<Point>,
+    /// Points that are held whatever the policy says, in order of id.
+    pub pins: BTreeSet<PointId>,
 }
 
 /// One step of a manifest.
@@ -75,8 +132,18 @@ pub struct Manifest {
 pub struct ManifestCommit {
     /// Segments promoted by it.
     pub segments: Vec<Promoted>,
+    /// Drains in them.
+    pub drains: Vec<Drain>,
     /// Points added by it.
     pub points: Vec<Point>,
+    /// Points that the policy keeps no longer.
+    pub dropped: Vec<PointId>,
+    /// Points that are held from here on.
+    pub pinned: Vec<PointId>,
+    /// Points that are held no longer.
+    pub unpinned: Vec<PointId>,
+    /// Maps added by it, in order: a leaf takes the first of the segments, a merge the nodes it is made of.
+    pub nodes: Vec<Node>,
 }
 
 impl Manifest {
@@ -87,20 +154,66 @@ impl Manifest {
 
     /// Reads a whole manifest. Errors: `Truncated`, `TrailingBytes`, `Version`, `Invalid`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let read: Self = versioned::decode("manifest", VERSIONS[0].0, bytes)?;
-        check_parts(&read.segments, &read.points)?;
-        Ok(read)
+        let read: Self = decode("manifest", bytes)?;
+        check_parts(&read.segments, &read.drains, &read.points, &read.nodes)?;
+        let end = read.nodes.last().map_or((0, 0), |node| place(&node.end));
+        let behind = read.segments.first().is_none_or(|first| end < place(first));
+        let ascend = read.nodes.is_sorted_by(|a, b| place(&a.end) < place(&b.end));
+        match behind && ascend && read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) {
+            true => Ok(read),
+            false => Err(FormatError::Invalid { what: "order within a manifest" }),
+        }
     }
 
-    /// Applies the next commit.
-    pub fn apply(&mut self, commit: ManifestCommit) {
-        self.segments.extend(commit.segments);
+    /// Applies the next commit. Errors: `Invalid` when a map takes in what is not there.
+    pub fn apply(&mut self, commit: ManifestCommit) -> Result<(), FormatError> {
+        for segment in commit.segments {
+            match self.ends.last_mut() {
+                Some(end) if end.epoch == segment.epoch => end.slot = segment.slot,
+                _ => self.ends.push(EpochEnd { epoch: segment.epoch, slot: segment.slot }),
+            }
+            self.segments.push(segment);
+        }
+        self.drains.extend(commit.drains);
+        if !commit.dropped.is_empty() {
+            let dropped: BTreeSet<_> = commit.dropped.into_iter().collect();
+            self.points.retain(|point| !dropped.contains(&point.id));
+        }
         self.points.extend(commit.points);
+        commit.unpinned.iter().for_each(|id| _ = self.pins.remove(id));
+        self.pins.extend(commit.pinned);
+        commit.nodes.into_iter().try_for_each(|node| self.take(node))
+    }
+
+    fn take(&mut self, node: Node) -> Result<(), FormatError> {
+        const BAD: FormatError =
+            FormatError::Invalid { what: "map in a manifest (it does not continue what is there)" };
+        match node.level.checked_sub(1) {
+            None => {
+                let last = self.segments.iter().position(|segment| *segment == node.end).ok_or(BAD)?;
+                self.segments.drain(..=last);
+                self.nodes.push(node);
+            }
+            Some(below) => {
+                let last = self.nodes.iter().rposition(|child| child.end == node.end).ok_or(BAD)?;
+                let first = (last + 1).checked_sub(FANOUT).ok_or(BAD)?;
+                if self.nodes[first..=last].iter().any(|child| child.level != below) {
+                    return Err(BAD);
+                }
+                self.nodes.splice(first..=last, [node]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The last segment promoted.
+    pub fn last(&self) -> Option<&Promoted> {
+        self.segments.last().or(self.nodes.last().map(|node| &node.end))
     }
 
     /// (epoch, slot) up to which the stream is folded in; (0, 0) at the start.
     pub fn folded(&self) -> (u64, u64) {
-        self.segments.last().map_or((0, 0), |s| (s.epoch, s.slot))
+        self.last().map_or((0, 0), place)
     }
 }
 
@@ -112,17 +225,43 @@ impl ManifestCommit {
 
     /// Reads a commit. Errors: `Truncated`, `TrailingBytes`, `Version`, `Invalid`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let read: Self = versioned::decode("manifest commit", VERSIONS[0].0, bytes)?;
-        check_parts(&read.segments, &read.points)?;
+        let read: Self = decode("manifest commit", bytes)?;
+        check_parts(&read.segments, &read.drains, &read.points, &read.nodes)?;
         Ok(read)
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        let Self { segments, drains, points, dropped, pinned, unpinned, nodes } = self;
+        let points = points.is_empty() && dropped.is_empty() && pinned.is_empty() && unpinned.is_empty();
+        segments.is_empty() && drains.is_empty() && points && nodes.is_empty()
     }
 }
 
-/// Segments are in log order, and labels are short.
-fn check_parts(segments: &[Promoted], points: &[Point]) -> Result<(), FormatError> {
-    let place = |segment: &Promoted| (segment.epoch, segment.slot);
+fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    let newest = VERSIONS[0].0;
+    match versioned::version(what, newest, bytes)? {
+        (found, _) if found < VERSION_OLDEST => {
+            Err(FormatError::Version { what, found: found.into(), newest: newest.into() })
+        }
+        (_, rest) => versioned::postcard(what, rest),
+    }
+}
+
+fn place(segment: &Promoted) -> (u64, u64) {
+    (segment.epoch, segment.slot)
+}
+
+/// Segments and drains are in log order, nodes can be read, and labels are short.
+fn check_parts(segments: &[Promoted], drains: &[Drain], points: &[Point], nodes: &[Node]) -> Result<(), FormatError> {
     if !segments.is_sorted_by(|a, b| place(a) < place(b)) {
         return Err(FormatError::Invalid { what: "segment list of a manifest (not in log order)" });
+    }
+    if !drains.is_sorted_by(|a, b| a.seq < b.seq) {
+        return Err(FormatError::Invalid { what: "drain list of a manifest (not in log order)" });
+    }
+    if !nodes.iter().all(node_is_sound) {
+        return Err(FormatError::Invalid { what: "node of a manifest" });
     }
     points.iter().filter_map(|point| point.mark.as_ref()).try_for_each(check::mark)
 }

@@ -206,13 +206,15 @@ impl ObjectHeader {
                 place.machine.is_some() && place.log.is_some() && place.slot == 0
             }
             ObjectKind::Segment => place.machine.is_some() && place.log == Some(LogKind::Stream) && place.slot > 0,
-            ObjectKind::Manifest => place.machine.is_some() && place.log == Some(LogKind::Manifest) && place.slot > 0,
+            ObjectKind::Manifest | ObjectKind::Map => {
+                place.machine.is_some() && place.log == Some(LogKind::Manifest) && place.slot > 0
+            }
         };
         if !fits {
             return Err(FormatError::Invalid { what: "object place (not one of this kind)" });
         }
         let last = self.head.position.seq;
-        let holds_records = self.kind == ObjectKind::Segment;
+        let holds_records = self.kind.has_table();
         let numbers = last.0 < u64::MAX
             && if holds_records {
                 self.first_seq > Seq::ZERO && self.first_seq <= last && self.first_time <= self.head.time
@@ -223,7 +225,9 @@ impl ObjectHeader {
             return Err(FormatError::Invalid { what: "record numbers or times in the header" });
         }
         if holds_records == (self.table_sealed_bytes == 0) || holds_records == (self.table_plain_bytes == 0) {
-            return Err(FormatError::Invalid { what: "table length (segments have a table, others have none)" });
+            return Err(FormatError::Invalid {
+                what: "table length (segments and maps have a table, others have none)",
+            });
         }
         if !holds_records && self.frame_count != 1 {
             return Err(FormatError::Invalid { what: "frame count (a small object has one)" });

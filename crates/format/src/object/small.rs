@@ -76,8 +76,8 @@ pub fn open_small(
 
 /// The plain body of a small object whose header is authenticated.
 pub(crate) fn open_body(keys: &Keys, header: &ObjectHeader, object: &[u8]) -> Result<Vec<u8>, FormatError> {
-    if header.kind == ObjectKind::Segment {
-        return Err(FormatError::Invalid { what: "object kind (a segment has no body)" });
+    if header.kind.has_table() {
+        return Err(FormatError::Invalid { what: "object kind (a segment or map has no body)" });
     }
     header.check_body(object)?;
     let sealed = object.get(HEADER_BYTES..).unwrap_or_default();

@@ -17,17 +17,15 @@
 //! - LIST only finds what to judge. What it leaves out stays until it is found; what it makes up is judged by its place.
 //! - Any subset of the deletions may have happened when the process dies. The next pass finds the rest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use format::FormatError;
-use format::manifest::Promoted;
+use format::manifest::Manifest;
 use format::object::LogKind;
 use futures::stream::{self, TryStreamExt};
 
 use super::entry::Extent;
-use super::newest::promoted_by;
-use super::{EpochLog, LogEntry, LogPosition, LogWriter};
+use super::{EpochLog, LogPosition, LogWriter};
 use crate::StoreError;
 use crate::vault::log_prefix;
 
@@ -92,28 +90,47 @@ pub struct Proof {
     manifest: LogPosition,
     /// The last segment named.
     folded: LogPosition,
-    named: BTreeSet<LogPosition>,
+    /// Last named slot of each epoch; slots 1 to it are named.
+    ends: BTreeMap<u64, u64>,
 }
 
 impl Proof {
-    fn new(manifest: LogPosition, stream: &EpochLog, segments: &[Promoted]) -> Result<Self, CollectError> {
-        let (mut named, mut folded) = (BTreeSet::new(), LogPosition::default());
-        for segment in segments {
-            let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
-            if position <= folded || position.slot == 0 {
+    fn new(at: LogPosition, stream: &EpochLog, manifest: &Manifest) -> Result<Self, CollectError> {
+        let mut folded = LogPosition::default();
+        for end in &manifest.ends {
+            let position = LogPosition { epoch: end.epoch, slot: end.slot };
+            if position.epoch <= folded.epoch || position.slot == 0 {
                 return Err(CollectError::Disordered { path: stream.slot_path(position) });
             }
             folded = position;
-            named.insert(position);
         }
-        Ok(Self { manifest, folded, named })
+        let (epoch, slot) = manifest.folded();
+        if folded != (LogPosition { epoch, slot }) {
+            return Err(CollectError::Disordered { path: stream.slot_path(folded) });
+        }
+        let ends = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
+        Ok(Self { manifest: at, folded, ends })
+    }
+
+    /// Whether the manifest names the segment.
+    fn names(&self, position: &LogPosition) -> bool {
+        self.ends.get(&position.epoch).is_some_and(|end| (1..=*end).contains(&position.slot))
+    }
+
+    /// Every segment that the manifest names.
+    fn named(&self) -> BTreeSet<LogPosition> {
+        let slots = |(epoch, end): (&u64, &u64)| {
+            let epoch = *epoch;
+            (1..=*end).map(move |slot| LogPosition { epoch, slot })
+        };
+        self.ends.iter().flat_map(slots).collect()
     }
 
     /// Why the slot is garbage; none when it is needed or may be.
     pub fn judge(&self, log: LogKind, position: LogPosition) -> Option<Why> {
         match log {
             LogKind::Manifest => (position.epoch < self.manifest.epoch).then_some(Why::OldManifest),
-            LogKind::Stream if position.epoch >= self.folded.epoch || self.named.contains(&position) => None,
+            LogKind::Stream if position.epoch >= self.folded.epoch || self.names(&position) => None,
             LogKind::Stream if position.slot == 0 => Some(Why::FoldedOpening),
             LogKind::Stream => Some(Why::Void),
         }
@@ -194,7 +211,7 @@ impl LogWriter {
         let mut garbage = Vec::new();
         for log in [self.log(), stream] {
             let mut missing = match log.kind {
-                LogKind::Stream => proof.named.clone(),
+                LogKind::Stream => proof.named(),
                 LogKind::Manifest => BTreeSet::new(),
             };
             let prefix = log_prefix(&log.machine, log.kind);
@@ -247,12 +264,7 @@ impl LogWriter {
         let end = log.scan(opened, Extent::Whole, |entry| entries.push(entry)).await?;
         // Rule 3: all that was read was put before this look. Only we write here, so it is what we have put.
         self.look_before_deleting().await?;
-        let refused = |entry: &LogEntry, source: FormatError| log.damaged(entry.position, source);
-        let mut segments = Vec::new();
-        for entry in &entries {
-            segments.extend(promoted_by(log, entry).map_err(|source| refused(entry, source))?);
-        }
-        Proof::new(end.position, stream, &segments)
+        Proof::new(end.position, stream, &log.manifest_of(&entries)?)
     }
 }
 
@@ -290,7 +302,7 @@ mod tests {
     #[test]
     fn only_what_the_manifest_makes_needless_is_judged_garbage() {
         let named = [at(1, 1), at(1, 2), at(3, 1), at(3, 2)];
-        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), named: named.into() };
+        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), ends: [(1, 2), (3, 2)].into() };
         let check = |log, position, expected| assert_eq!(proof.judge(log, position), expected, "{log:?} {position:?}");
         check(LogKind::Stream, at(1, 0), Some(Why::FoldedOpening));
         check(LogKind::Stream, at(1, 3), Some(Why::Void));
@@ -310,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_manifest_that_names_nothing_condemns_nothing_of_the_stream() {
-        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), named: BTreeSet::new() };
+        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), ends: BTreeMap::new() };
         for position in [at(1, 0), at(1, 1), at(9, 9)] {
             assert_eq!(proof.judge(LogKind::Stream, position), None);
         }

@@ -114,6 +114,14 @@ impl ManifestBase {
         Self { log, rules, read: Mutex::new(None) }
     }
 
+    /// Knows already what was read of its log; the next question costs two small reads.
+    pub fn knowing(log: EpochLog, newest: &Newest, rules: LogRules) -> Result<Self, StoreError> {
+        let base = Self::with_rules(log, rules);
+        let folded = base.fold(LogEnd::default(), &newest.entries)?;
+        let read = Mutex::new(Some(FoldedAt { manifest_end: newest.end, folded }));
+        Ok(Self { read, ..base })
+    }
+
     /// Goes on from what was read before. None when a higher epoch is opened: start again there.
     async fn go_on(&self, at: FoldedAt) -> Result<Option<FoldedAt>, StoreError> {
         let mut entries = Vec::new();
@@ -128,13 +136,12 @@ impl ManifestBase {
 
     fn fold(&self, mut folded: LogEnd, entries: &[LogEntry]) -> Result<LogEnd, StoreError> {
         for entry in entries {
-            let segments = promoted_by(&self.log, entry).map_err(|e| self.log.damaged(entry.position, e))?;
-            match segments.last() {
-                Some(last) => folded = folded_by(last),
+            let last = match step(&self.log, entry).map_err(|e| self.log.damaged(entry.position, e))? {
                 // An opening states everything: without segments nothing is folded.
-                None if entry.position.slot == 0 => folded = LogEnd::default(),
-                None => {}
-            }
+                Step::Whole(manifest) => Some(manifest.last().map(folded_by).unwrap_or_default()),
+                Step::Commit(commit) => commit.segments.last().map(folded_by),
+            };
+            folded = last.unwrap_or(folded);
         }
         Ok(folded)
     }
@@ -144,14 +151,40 @@ fn folded_by(last: &Promoted) -> LogEnd {
     LogEnd { position: LogPosition { epoch: last.epoch, slot: last.slot }, hash: last.hash, head: last.head }
 }
 
-/// The segments that a manifest object names: all of them for an opening, the new ones for a commit.
-pub(super) fn promoted_by(log: &EpochLog, entry: &LogEntry) -> Result<Vec<Promoted>, FormatError> {
+/// What one object of a manifest log says.
+enum Step {
+    /// An opening: everything.
+    Whole(Box<Manifest>),
+    /// A commit: what is new.
+    Commit(ManifestCommit),
+}
+
+fn step(log: &EpochLog, entry: &LogEntry) -> Result<Step, FormatError> {
     let (kind, place) = (log.slot_kind(entry.position.slot), log.place(entry.position));
     let (_, body) = open_small(&log.keys, kind, &place, &entry.bytes)?;
     Ok(match entry.position.slot {
-        0 => Manifest::decode(&Opening::decode(&body)?.state)?.segments,
-        _ => ManifestCommit::decode(&body)?.segments,
+        0 => Step::Whole(Box::new(Manifest::decode(&Opening::decode(&body)?.state)?)),
+        _ => Step::Commit(ManifestCommit::decode(&body)?),
     })
+}
+
+impl EpochLog {
+    /// The manifest that these objects of a manifest log, an opening and what lies behind it, come to.
+    /// Errors: `Damaged` names the first that is not what it must be.
+    pub fn manifest_of(&self, entries: &[LogEntry]) -> Result<Manifest, StoreError> {
+        let mut manifest = Manifest::default();
+        for entry in entries {
+            let applied = step(self, entry).and_then(|step| match step {
+                Step::Whole(whole) => {
+                    manifest = *whole;
+                    Ok(())
+                }
+                Step::Commit(commit) => manifest.apply(commit),
+            });
+            applied.map_err(|source| self.damaged(entry.position, source))?;
+        }
+        Ok(manifest)
+    }
 }
 
 #[async_trait]

@@ -26,8 +26,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// For all data of a disk.
-    pub fn of(disk: Arc<PointDisk>) -> Self {
-        let data = disk.data_extents();
+    pub async fn of(disk: Arc<PointDisk>) -> Result<Self, RecoverError> {
+        let data = disk.data_extents().await?;
         let (mut pieces, mut digest) = (BTreeMap::new(), blake3::Hasher::new());
         for extent in &data {
             digest.update(&extent.offset().to_le_bytes()).update(&extent.len().to_le_bytes());
@@ -35,7 +35,7 @@ impl Plan {
                 *pieces.entry(part.offset() / PIECE_BYTES).or_default() += part.len();
             }
         }
-        Self { disk, data, digest: digest.finalize().into(), pieces }
+        Ok(Self { disk, data, digest: digest.finalize().into(), pieces })
     }
 
     /// Data bytes.

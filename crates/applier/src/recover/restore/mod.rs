@@ -99,7 +99,10 @@ pub async fn restore(
         None => point.disks().into_iter().map(|disk| disk.name).collect(),
     };
     let disks = names.iter().map(|name| point.disk(name)).collect::<Result<Vec<_>, _>>()?;
-    let plans: Vec<_> = disks.into_iter().map(Plan::of).collect();
+    let mut plans = Vec::with_capacity(disks.len());
+    for disk in disks {
+        plans.push(Plan::of(disk).await?);
+    }
     let journal = target::prepare(to, goal(point, &plans, options.format), &plans).await?;
     let mut jobs = Vec::new();
     for (number, plan) in plans.into_iter().enumerate() {

@@ -30,7 +30,7 @@ pub(super) async fn check(
     check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
     findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
     let newest = skeleton.slots.last().map_or(0, |position| position.epoch);
-    let mut collected = 0;
+    let (mut collected, mut whole_so_far) = (0, true);
     let (mut manifest, mut before) = (Manifest::default(), Some(ObjectHash::default()));
     for position in skeleton.slots {
         let path = segments::path(machine, log, position);
@@ -41,19 +41,23 @@ pub(super) async fn check(
                     findings.damage(&path, "missing, though the manifest log goes on behind it");
                 }
             }
-            before = None;
+            (before, whole_so_far) = (None, false);
             continue;
         };
         match check_object(keys, machine, position, &object, before) {
             Ok((hash, what)) => {
                 before = Some(hash);
                 match what {
-                    Step::Whole(whole) => manifest = whole,
-                    Step::Commit(commit) => manifest.apply(commit),
+                    Step::Whole(whole) => (manifest, whole_so_far) = (whole, true),
+                    Step::Commit(commit) => match manifest.apply(commit) {
+                        Err(error) if whole_so_far => _ = findings.damage(&path, error),
+                        // What it rests on is named already.
+                        Ok(()) | Err(_) => {}
+                    },
                 }
             }
             Err((hash, error)) => {
-                before = hash;
+                (before, whole_so_far) = (hash, false);
                 findings.damage(&path, format!("{error}; crash points that only it recorded may be lost"));
             }
         }

@@ -7,6 +7,7 @@
 
 mod hits;
 mod manifests;
+mod maps;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -197,15 +198,12 @@ async fn verify_once(
     }
     let mut findings = Findings::default();
     let manifest = manifests::check(store, &keys, machine, &mut findings).await?;
-    let mut promoted: BTreeMap<u64, u64> = BTreeMap::new();
-    for segment in &manifest.segments {
-        let end = promoted.entry(segment.epoch).or_default();
-        *end = (*end).max(segment.slot);
-    }
+    let promoted: BTreeMap<u64, u64> = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
     let witness_seq = head_witness.map(|(seq, _)| seq);
     let walked = stream::check(store, &keys, machine, &promoted, witness_seq, &mut findings, progress).await?;
+    let segments = maps::check(store, &keys, machine, &manifest, &mut findings).await?;
     let mut points = walked.points;
-    for segment in &manifest.segments {
+    for segment in &segments {
         let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
         let path = crate::manifest::promoted_path(machine, segment);
         if walked.segments.get(&position).is_some_and(|found| found != segment) {
@@ -280,7 +278,11 @@ async fn resolve_at(
         _ => {}
     }
     let loaded = History::load(store, keys.clone(), machine, LoadOptions::default()).await;
-    match loaded.and_then(|history| history.resolve(selector, None)) {
+    let resolved = match loaded {
+        Ok(history) => history.resolve(selector, None).await,
+        Err(error) => Err(error),
+    };
+    match resolved {
         Ok(resolved) => Ok(Some(resolved.position.seq)),
         Err(error) if error.kind() == ErrorKind::Damage => {
             findings.notes.push(format!("{selector} cannot be resolved in a damaged stream: name a position by seq:N"));

@@ -1,0 +1,155 @@
+//! Maps: each is there and whole, and says exactly what its records say: a leaf is made again from its segments, a merge
+//! from its parts.
+//!
+//! A damaged map hides nothing that the log does not hold: positions behind it open without maps.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::FormatError;
+use format::keys::Keys;
+use format::manifest::{Manifest, Promoted};
+use format::map::{MapDisk, MapIndex, MapRun, Node, index_of, open_page, page_range};
+use format::object::ObjectHeader;
+use futures::future::BoxFuture;
+use model::{DiskId, MachineName};
+use store::{LogEnd, ReadMode, Store};
+
+use super::{Findings, fetch};
+use crate::maps::{Leaf, Maps, Merged, Stretch, map_path, map_place};
+use crate::recover::{RecoverError, stream_log};
+use crate::segments;
+
+/// Every run of a map by disk and offset.
+type Runs = Vec<(DiskId, MapRun)>;
+
+/// What a damaged map means for who wants to recover.
+const WAY_OUT: &str = "positions behind it open with --without-maps";
+
+/// Checks the maps of a manifest and gives the names of all segments that it promoted.
+pub(super) async fn check(
+    store: &Store,
+    keys: &Arc<Keys>,
+    machine: &MachineName,
+    manifest: &Manifest,
+    findings: &mut Findings,
+) -> Result<Vec<Promoted>, RecoverError> {
+    let maps = Maps::new(store.clone(), keys.clone(), machine.clone());
+    let mut walk =
+        MapWalk { maps: &maps, findings, disks: Some(Vec::new()), end: LogEnd::default(), named: Vec::new() };
+    for (number, node) in manifest.nodes.iter().enumerate() {
+        walk.node(node, number == 0).await?;
+    }
+    let mut named = walk.named;
+    named.extend(manifest.segments.iter().cloned());
+    Ok(named)
+}
+
+struct MapWalk<'a> {
+    maps: &'a Maps,
+    findings: &'a mut Findings,
+    /// Disks at the end of the leaf before; none when it cannot be read.
+    disks: Option<Vec<MapDisk>>,
+    /// Where that leaf ends.
+    end: LogEnd,
+    named: Vec<Promoted>,
+}
+
+impl MapWalk<'_> {
+    fn node<'a>(&'a mut self, node: &'a Node, from_start: bool) -> BoxFuture<'a, Result<(), RecoverError>> {
+        Box::pin(async move {
+            let path = map_path(self.maps.machine(), node.map);
+            let Some(object) = fetch(self.maps.store(), &path, self.findings).await? else {
+                self.damage(&path, "missing, though the manifest names it");
+                self.disks = None;
+                return Ok(());
+            };
+            let (index, runs) = match self.contents(node, &object) {
+                Ok(contents) => contents,
+                Err(error) => {
+                    self.damage(&path, &error);
+                    self.disks = None;
+                    return Ok(());
+                }
+            };
+            for (number, child) in index.children.iter().enumerate() {
+                self.node(child, from_start && number == 0).await?;
+            }
+            let right = match node.level {
+                0 => self.leaf(&index, &runs).await?,
+                _ => self.merge(node, &index, &runs, from_start).await,
+            };
+            if right == Some(false) {
+                self.damage(&path, "it does not say what its records say");
+            }
+            self.disks = Some(index.disks);
+            self.end = Stretch { before: vec![node.clone()], segments: None }.start();
+            Ok(())
+        })
+    }
+
+    fn damage(&mut self, path: &str, what: &str) {
+        self.findings.damage(path, format!("{what}; {WAY_OUT}"));
+    }
+
+    /// Everything in a map, in order.
+    fn contents(&self, node: &Node, object: &Bytes) -> Result<(MapIndex, Runs), String> {
+        let place = map_place(self.maps.machine(), node.map);
+        let open = || -> Result<(ObjectHeader, MapIndex, Runs), FormatError> {
+            let (header, index) = index_of(self.maps.keys(), &place, object)?;
+            header.check_body(object)?;
+            let mut runs = Vec::new();
+            for page in &index.pages {
+                let range = page_range(&header, page);
+                let len = object.len() as u64;
+                let sealed = &object[range.start.min(len) as usize..range.end.min(len) as usize];
+                runs.extend(
+                    open_page(self.maps.keys(), header.id, page, sealed)?.into_iter().map(|run| (page.disk, run)),
+                );
+            }
+            Ok((header, index, runs))
+        };
+        let (header, index, runs) = open().map_err(|error| error.to_string())?;
+        let leaf = index.children.is_empty();
+        match header.head == node.end.head && header.table_sealed_bytes == node.index_bytes && leaf == (node.level == 0)
+        {
+            true => Ok((index, runs)),
+            false => Err("it is not the map that its node names".to_owned()),
+        }
+    }
+
+    /// Whether a leaf says what its segments say; none when they cannot be read.
+    async fn leaf(&mut self, index: &MapIndex, runs: &[(DiskId, MapRun)]) -> Result<Option<bool>, RecoverError> {
+        self.named.extend(index.segments.iter().cloned());
+        let Some(before) = &self.disks else { return Ok(None) };
+        let log = stream_log(self.maps.store(), self.maps.keys(), self.maps.machine());
+        let mut leaf = Leaf::behind(self.maps.machine().clone(), before);
+        let (mut end, mut left) = (self.end, index.segments.as_slice());
+        while !left.is_empty() {
+            // Damage in the stream is named where the stream is checked.
+            let Ok(read) = log.read_promoted(end, left, ReadMode::Table).await else { return Ok(None) };
+            for (segment, entry) in left.iter().zip(&read) {
+                end = entry.end();
+                let Ok(table) = segments::table(self.maps.keys(), &entry.header, &entry.bytes) else { return Ok(None) };
+                if leaf.take(segment.clone(), &table, 0).is_err() {
+                    return Ok(None);
+                }
+            }
+            left = &left[read.len()..];
+        }
+        Ok(Some(leaf.runs().eq(runs.iter().copied()) && leaf.disks() == index.disks))
+    }
+
+    /// Whether a merge says what its parts say; none when they cannot be read.
+    async fn merge(&self, node: &Node, index: &MapIndex, runs: &[(DiskId, MapRun)], from_start: bool) -> Option<bool> {
+        let merged = Merged::open(self.maps, &index.children, from_start).await.ok()?;
+        let mut left = runs.iter();
+        let mut same = merged.disks() == index.disks && index.children.last().is_some_and(|last| last.end == node.end);
+        let swept = merged.sweep(|disk, run| -> Result<(), RecoverError> {
+            same &= left.next() == Some(&(disk, run));
+            Ok(())
+        });
+        swept.await.ok()?;
+        Some(same && left.next().is_none())
+    }
+}
