@@ -36,8 +36,8 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// Segments in one commit.
 const COMMIT_SEGMENTS_MAX: usize = 64;
 
-/// Commits under one manifest epoch: a reader reads the opening and these, one by one.
-pub(crate) const EPOCH_COMMITS_MAX: u64 = 32;
+/// Segments kept for a replica that lags; it finds the names of older ones in the maps.
+const RECENT_SEGMENTS_MAX: usize = 4096;
 
 /// Wait after the first failure; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -316,6 +316,7 @@ impl<'a> Follower<'a> {
         let replica = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
         let needed = replica.unwrap_or(self.head.position.seq);
         let passed = self.recent.segments.partition_point(|segment| segment.head.position.seq <= needed);
+        let passed = passed.max(self.recent.segments.len().saturating_sub(RECENT_SEGMENTS_MAX));
         if let Some(last) = self.recent.segments.drain(..passed).next_back() {
             self.recent.start = last.head;
         }
@@ -329,7 +330,7 @@ impl<'a> Follower<'a> {
         self.pins.answer();
         self.collection.acknowledged();
         self.committed_at = Some(Instant::now());
-        if self.owner.commits() >= EPOCH_COMMITS_MAX {
+        if self.owner.is_long() {
             self.owner.renew().await?;
             self.mapping.under_new_epoch();
             self.shared.with_status(|status| status.manifest_epoch = self.owner.epoch());

@@ -19,6 +19,9 @@ use store::{EpochLog, Genesis, LogPosition, LogRules, LogWriter, Store, StoreErr
 
 use crate::{ApplierError, segments};
 
+/// Commits of one epoch before a fresh one is thought of.
+pub(crate) const EPOCH_COMMITS: u64 = 32;
+
 /// The manifest log of a machine.
 pub(crate) fn log(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> EpochLog {
     EpochLog {
@@ -86,6 +89,9 @@ pub(crate) struct ManifestOwner {
     writer: LogWriter,
     manifest: Manifest,
     next_slot: u64,
+    /// Plain bytes of our opening's state, and of the commits behind it.
+    opening_bytes: u64,
+    commit_bytes: u64,
     prev_hash: ObjectHash,
     pending: Option<Pending>,
 }
@@ -119,9 +125,20 @@ impl ManifestOwner {
         let attached = log.attach_with(rules).await?;
         let manifest = log.manifest_of(attached.newest_entries())?;
         let state = whole_state(&log.machine, &manifest)?;
+        let opening_bytes = state.len() as u64;
         let writer = attached.open(state).await?;
         let prev_hash = writer.opening_end().hash;
-        Ok(Self { log, rules, writer, manifest, next_slot: 1, prev_hash, pending: None })
+        Ok(Self {
+            log,
+            rules,
+            writer,
+            manifest,
+            next_slot: 1,
+            opening_bytes,
+            commit_bytes: 0,
+            prev_hash,
+            pending: None,
+        })
     }
 
     /// What is acknowledged.
@@ -139,9 +156,10 @@ impl ManifestOwner {
         self.writer.epoch()
     }
 
-    /// Commits under our epoch.
-    pub fn commits(&self) -> u64 {
-        self.next_slot - 1
+    /// Whether a fresh epoch pays: a reader then reads one opening instead of an older one and all these commits. What
+    /// renewing writes stays below half of what commits write.
+    pub fn is_long(&self) -> bool {
+        self.next_slot > EPOCH_COMMITS && self.commit_bytes >= 2 * self.opening_bytes
     }
 
     /// Whether a commit was given that is not acknowledged yet: [`ManifestOwner::finish`] it first.
@@ -153,6 +171,8 @@ impl ManifestOwner {
     pub fn begin(&mut self, commit: ManifestCommit) {
         assert!(self.pending.is_none(), "commits of one owner are made one after the other");
         let position = LogPosition { epoch: self.writer.epoch(), slot: self.next_slot };
+        let body = commit.encode();
+        self.commit_bytes += body.len() as u64;
         let object = seal_small(
             &self.log.keys,
             &SmallObject {
@@ -161,7 +181,7 @@ impl ManifestOwner {
                 prev_hash: self.prev_hash,
                 head: LogHead::default(),
                 gc_seen: 0,
-                body: &commit.encode(),
+                body: &body,
             },
         );
         self.pending = Some(Pending { object, commit });

@@ -12,8 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use store::{LogRules, Store};
 
 use super::{Maps, map_path, map_place};
-use crate::follow::EPOCH_COMMITS_MAX;
-use crate::manifest;
+use crate::manifest::{self, EPOCH_COMMITS};
 use crate::recover::{History, LoadOptions, PointReader, RecoverError, verify};
 use crate::testing::{Contents, CountingStore, TestLog, name, vault};
 use crate::tests::{contents, follow};
@@ -163,7 +162,7 @@ async fn opening_costs_no_more_than_the_logarithm_of_the_history() {
     }
     // Whatever the history: the manifest's opening and its commits, a leaf's worth of tables here and behind the last node.
     // With each level: an index down the tree and seven to the left of the way, a page each, and probes for epochs.
-    let (commits, tables) = (EPOCH_COMMITS_MAX + 16, 2 * (LEAF as u64 + 2) * 2);
+    let (commits, tables) = (EPOCH_COMMITS + 16, 2 * (LEAF as u64 + 2) * 2);
     for (levels, at) in [2u64, 3, 4].into_iter().zip(&costs) {
         for (reads, bytes) in at {
             let most = 30 + commits + tables + levels * (2 * FANOUT as u64 + 4);
@@ -182,7 +181,7 @@ async fn opening_costs_no_more_than_the_logarithm_of_the_history() {
 async fn a_manifest_is_an_opening_and_few_commits_however_many_there_were() {
     let (store, keys) = vault().await;
     let mut log = TestLog::begin(&store, &keys, "db", 8).await;
-    for _ in 0..2 * EPOCH_COMMITS_MAX {
+    for _ in 0..2 * EPOCH_COMMITS {
         log.random();
         log.commit().await;
     }
@@ -190,7 +189,7 @@ async fn a_manifest_is_an_opening_and_few_commits_however_many_there_were() {
     follow(&log, 1).await;
     let newest = manifest::log(&store, &keys, &log.machine).read_newest().await.expect("read");
     assert!(newest.end.position.epoch >= 4, "{:?}", newest.end);
-    assert!(newest.entries.len() as u64 <= EPOCH_COMMITS_MAX + 1, "{} objects", newest.entries.len());
+    assert!(newest.entries.len() as u64 <= EPOCH_COMMITS + 1, "{} objects", newest.entries.len());
     every_position_is_right(&log, "renewed").await;
 }
 
