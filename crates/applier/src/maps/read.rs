@@ -3,6 +3,7 @@
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
+use format::FormatError;
 use format::keys::Keys;
 use format::map::{self, MapIndex, MapName, MapRun, Node};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, Place};
@@ -72,6 +73,14 @@ impl OpenMap {
         let pages = &self.index.pages;
         pages.partition_point(|page| page.disk < disk)..pages.partition_point(|page| page.disk <= disk)
     }
+}
+
+/// Why a map that is not there is missed, and the way around.
+const MISSED: &str = "positions open through it, unless the log is read instead: --without-maps";
+
+/// A map is a view: the log still has what it said.
+fn damaged(path: String, source: &FormatError) -> RecoverError {
+    RecoverError::Damage { path, what: format!("{source}; read the log instead: --without-maps") }
 }
 
 /// Path of a map.
@@ -147,9 +156,9 @@ impl Maps {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let bytes = HEADER_BYTES as u64 + u64::from(node.index_bytes);
         let found = self.store.get_range(&path, 0..bytes).await?;
-        let found = found.ok_or_else(|| segments::missing(path.clone(), "positions open through it"))?;
+        let found = found.ok_or_else(|| segments::missing(path.clone(), MISSED))?;
         let (header, index) = map::index_of(&self.keys, &map_place(&self.machine, node.map), &found)
-            .map_err(|source| RecoverError::damaged(path, source))?;
+            .map_err(|source| damaged(path, &source))?;
         Ok(Arc::new(OpenMap { name: node.map, header, index }))
     }
 
@@ -164,8 +173,8 @@ impl Maps {
         let info = &of.index.pages[number];
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let found = self.store.get_range(&path, map::page_range(&of.header, info)).await?;
-        let found = found.ok_or_else(|| segments::missing(path.clone(), "positions open through it"))?;
+        let found = found.ok_or_else(|| segments::missing(path.clone(), MISSED))?;
         let runs = map::open_page(&self.keys, of.header.id, info, &found);
-        Ok(Arc::new(runs.map_err(|source| RecoverError::damaged(path, source))?))
+        Ok(Arc::new(runs.map_err(|source| damaged(path, &source))?))
     }
 }

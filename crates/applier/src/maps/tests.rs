@@ -231,7 +231,7 @@ async fn a_map_that_is_missing_or_altered_is_named_and_gone_around() {
             Err(error) => Some(error),
         };
         let text = refused.expect("refused").to_string();
-        assert!(text.contains(&path), "{text}");
+        assert!(text.contains(&path) && text.contains("--without-maps"), "{text}");
         let named = damages(&log).await;
         assert!(named.len() == 1 && named[0].0 == path && named[0].1.contains("--without-maps"), "{named:?}");
         let around = self::history(&log, true).await.expect("loaded");
