@@ -162,7 +162,7 @@ impl<'a> Follower<'a> {
             recent: SegmentRun { start: start.head, segments: Vec::new() },
             next: ManifestCommit::default(),
             committed_at: None,
-            mapping: Mapping::behind(maps, manifest, shared.config.map_segments).await?,
+            mapping: Mapping::behind(maps, manifest, shared.config.map_segments, shared.rules.applier).await?,
             thinning: Thinning::default(),
             pins: PinsUnderway::default(),
             collection: Collection::new(),

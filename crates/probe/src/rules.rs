@@ -55,6 +55,12 @@ pub enum Rule {
     StoredInOrder,
     /// Positions from drain begin to drain end are not points.
     DrainIsNoPoint,
+    /// A map says which ranges became zeros: they cover what lies below.
+    MapSaysZeros,
+    /// In a merge of maps the newest lies on top.
+    MergeNewestOnTop,
+    /// A range is read from the newest map that has it.
+    NewestMapFirst,
 }
 
 impl Rule {
@@ -83,6 +89,9 @@ impl Rule {
         Rule::SlotFilled,
         Rule::StoredInOrder,
         Rule::DrainIsNoPoint,
+        Rule::MapSaysZeros,
+        Rule::MergeNewestOnTop,
+        Rule::NewestMapFirst,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -142,6 +151,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::DrainIsNoPoint as usize + 1);
+        assert_eq!(all.len(), Rule::NewestMapFirst as usize + 1);
     }
 }

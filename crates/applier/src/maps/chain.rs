@@ -6,6 +6,7 @@ use format::map::{MapDisk, MapRun, MapSource, Node};
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
 use model::{DiskId, Extent, ExtentSet};
+use probe::{Rule, Rules};
 
 use super::{Maps, OpenMap};
 use crate::recover::RecoverError;
@@ -16,19 +17,25 @@ const READS_MAX: usize = 8;
 /// Maps laid over one another, the oldest first.
 pub(crate) struct Chain {
     maps: Arc<Maps>,
+    /// In the order in which they are asked.
     links: Vec<Arc<OpenMap>>,
+    disks: Vec<MapDisk>,
 }
 
 impl Chain {
     /// Opens the maps of these nodes, the oldest first: one read for each.
-    pub async fn open(maps: Arc<Maps>, nodes: &[Node]) -> Result<Self, RecoverError> {
-        let links = try_join_all(nodes.iter().map(|node| maps.open(node))).await?;
-        Ok(Self { maps, links })
+    pub async fn open(maps: Arc<Maps>, nodes: &[Node], rules: Rules) -> Result<Self, RecoverError> {
+        let mut links = try_join_all(nodes.iter().map(|node| maps.open(node))).await?;
+        let disks = links.last().map(|last| last.index.disks.clone()).unwrap_or_default();
+        if rules.hold(Rule::NewestMapFirst) {
+            links.reverse();
+        }
+        Ok(Self { maps, links, disks })
     }
 
     /// The disks at its end, by id.
     pub fn disks(&self) -> &[MapDisk] {
-        self.links.last().map_or(&[], |last| &last.index.disks)
+        &self.disks
     }
 
     /// What a range reads as, in order; what is in no run was never written. Maps are asked from the newest down, and only
@@ -36,7 +43,7 @@ impl Chain {
     pub async fn runs_in(&self, disk: DiskId, extent: Extent) -> Result<Vec<MapRun>, RecoverError> {
         let (mut open, mut found) = (ExtentSet::new(), Vec::new());
         open.insert(extent);
-        for link in self.links.iter().rev() {
+        for link in &self.links {
             if open.is_empty() {
                 break;
             }

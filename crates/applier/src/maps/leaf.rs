@@ -9,6 +9,8 @@ use format::object::Place;
 use format::segment::Table;
 use model::{DiskId, MachineName, RecordBody, Seq, Timestamp};
 
+use probe::{Rule, Rules};
+
 use crate::recover::{Disks, Source};
 
 /// Records of some segments, laid over one another.
@@ -19,6 +21,7 @@ pub(crate) struct Leaf {
     first: Option<(Seq, Timestamp)>,
     segments: Vec<Promoted>,
     table_bytes: u64,
+    rules: Rules,
 }
 
 /// Segments by small numbers, as [`Source`] names them.
@@ -42,7 +45,20 @@ impl Leaf {
     pub fn behind(machine: MachineName, disks: &[MapDisk]) -> Self {
         let mut empty = Disks::over();
         disks.iter().for_each(|disk| empty.insert(disk.id, disk.name.clone(), disk.size));
-        Self { machine, disks: empty, names: Names::default(), first: None, segments: Vec::new(), table_bytes: 0 }
+        Self {
+            machine,
+            disks: empty,
+            names: Names::default(),
+            first: None,
+            segments: Vec::new(),
+            table_bytes: 0,
+            rules: Rules::ALL,
+        }
+    }
+
+    /// The same under these safety rules.
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// Segments in it.
@@ -92,7 +108,10 @@ impl Leaf {
 
     /// All runs by disk and offset.
     pub fn runs(&self) -> impl Iterator<Item = (DiskId, MapRun)> + '_ {
-        self.disks.runs().map(|(disk, extent, source)| {
+        // Careless: what was never written reads as zeros anyway.
+        let says_zeros = self.rules.hold(Rule::MapSaysZeros);
+        let runs = self.disks.runs().filter(move |(_, _, source)| says_zeros || *source != Source::Zero);
+        runs.map(|(disk, extent, source)| {
             let source = match source {
                 Source::Zero => MapSource::Zero,
                 Source::Data { place, frame, offset } => {

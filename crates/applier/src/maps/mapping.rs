@@ -6,6 +6,7 @@ use format::manifest::{Manifest, Promoted};
 use format::map::{FANOUT, LEVEL_MAX, MapName, MapTooLarge, Node, SealedMap};
 use format::segment::Table;
 use model::{EventKind, Severity};
+use probe::Rules;
 use store::{Created, StoreError};
 
 use super::merge::{MergeError, Merged};
@@ -27,16 +28,23 @@ pub(crate) struct Mapping {
     number: u64,
     /// What stood in the way of the last merge.
     trouble: Option<String>,
+    rules: Rules,
 }
 
 impl Mapping {
     /// Goes on behind the last node of a manifest: its map says which disks there are.
-    pub async fn behind(maps: Arc<Maps>, manifest: &Manifest, leaf_segments: usize) -> Result<Self, ApplierError> {
+    pub async fn behind(
+        maps: Arc<Maps>,
+        manifest: &Manifest,
+        leaf_segments: usize,
+        rules: Rules,
+    ) -> Result<Self, ApplierError> {
         let leaf = match manifest.nodes.last() {
             Some(node) => Leaf::behind(maps.machine().clone(), &maps.open(node).await?.index.disks),
             None => Leaf::behind(maps.machine().clone(), &[]),
         };
-        Ok(Self { maps, leaf, leaf_segments: leaf_segments.max(1), number: 0, trouble: None })
+        let (leaf, leaf_segments) = (leaf.with_rules(rules), leaf_segments.max(1));
+        Ok(Self { maps, leaf, leaf_segments, number: 0, trouble: None, rules })
     }
 
     /// Takes the next segment of the stream in. Errors say what does not hold together.
@@ -64,7 +72,7 @@ impl Mapping {
         let sealed = self.leaf.seal(self.maps.keys(), map_place(&machine, name)).map_err(too_large)?;
         let end = self.leaf.segments().last().expect("a full leaf holds segments").clone();
         let leaf = self.create(name, 0, end, sealed).await?;
-        self.leaf = Leaf::behind(machine, &self.leaf.disks());
+        self.leaf = Leaf::behind(machine, &self.leaf.disks()).with_rules(self.rules);
         nodes.push(leaf.clone());
         let mut made = vec![leaf];
         while let Some(first) = mergeable(&nodes) {
@@ -86,7 +94,7 @@ impl Mapping {
     }
 
     async fn merge(&self, name: MapName, parts: &[Node], from_start: bool) -> Result<SealedMap, MergeError> {
-        let merged = Merged::open(&self.maps, parts, from_start).await?;
+        let merged = Merged::open(&self.maps, parts, from_start).await?.with_rules(self.rules);
         merged.seal(map_place(self.maps.machine(), name)).await
     }
 

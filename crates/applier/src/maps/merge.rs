@@ -6,6 +6,7 @@ use std::sync::Arc;
 use format::map::{MapDisk, MapFacts, MapRun, MapSource, MapTooLarge, MapWriter, Node, SealedMap};
 use format::object::Place;
 use model::{DiskId, Extent};
+use probe::{Rule, Rules};
 
 use super::chain::advance;
 use super::{Maps, OpenMap};
@@ -30,6 +31,7 @@ pub(crate) struct Merged<'a> {
     opened: Vec<Arc<OpenMap>>,
     /// Nothing lies below: zeros need not be told from what was never written.
     from_start: bool,
+    rules: Rules,
 }
 
 /// Runs of one disk in one map.
@@ -63,7 +65,12 @@ impl<'a> Merged<'a> {
         for node in nodes.iter().rev() {
             opened.push(maps.open(node).await?);
         }
-        Ok(Self { maps, nodes, opened, from_start })
+        Ok(Self { maps, nodes, opened, from_start, rules: Rules::ALL })
+    }
+
+    /// The same under these safety rules.
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// The disks at the end.
@@ -79,6 +86,9 @@ impl<'a> Merged<'a> {
         for disk in self.disks() {
             let mut pending: Option<MapRun> = None;
             let mut cursors: Vec<_> = self.opened.iter().map(|map| cursor(map, disk.id)).collect();
+            if !self.rules.hold(Rule::MergeNewestOnTop) {
+                cursors.reverse();
+            }
             let mut at = 0;
             while let Some(run) = self.next(&mut cursors, at).await? {
                 at = run.extent.end();

@@ -17,6 +17,7 @@ use format::manifest::{Manifest, Point, PointKind};
 use format::map::Node;
 use format::object::LogKind;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
+use probe::Rules;
 use store::{EpochLog, LogRules, ManifestBase, ReadMode, Store, StoreError};
 use tokio::time::Instant;
 
@@ -63,6 +64,7 @@ pub struct History {
     validity: Validity,
     points: Vec<Point>,
     pins: BTreeSet<PointId>,
+    rules: Rules,
 }
 
 impl History {
@@ -112,6 +114,7 @@ impl History {
             leaf: Mutex::default(),
             points: Vec::new(),
             pins: BTreeSet::new(),
+            rules: rules.applier,
         };
         history.walk(rules.log, &options).await?;
         history.take_points(promoted);
@@ -206,6 +209,10 @@ impl History {
 
     pub(super) fn frames(&self) -> &Arc<Frames> {
         &self.frames
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        self.rules
     }
 
     pub(super) fn maps(&self) -> &Arc<Maps> {

@@ -68,7 +68,7 @@ impl History {
         if records.state_after(seq).is_none_or(|(_, digest)| digest != at.digest) {
             return Err(RecoverError::Foreign { seq });
         }
-        let chain = Chain::open(self.maps().clone(), &records.before).await?;
+        let chain = Chain::open(self.maps().clone(), &records.before, self.rules()).await?;
         let mut disks = Disks::over();
         chain.disks().iter().for_each(|disk| disks.insert(disk.id, disk.name.clone(), disk.size));
         records.lay_over(&mut disks, seq)?;
