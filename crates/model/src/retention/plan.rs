@@ -3,7 +3,8 @@
 //! A tier with interval I cuts time since 1970 into buckets of length I and keeps the **first good point of each bucket**,
 //! until the whole bucket is older than the tier's age. A tier of `all` keeps every point until it is older than the tier's
 //! age, and so does the journal window: every point in it is kept, since every position in it is. Pinned points are kept, good
-//! or not, and the last good point is kept, however old. Everything else goes, invalid points at once.
+//! or not, and the **floor** is kept, however old: the last good point that is older than what is kept in full. Everything else
+//! goes, invalid points at once.
 //!
 //! Why in this way:
 //!
@@ -16,6 +17,8 @@
 //! - **A bucket expires as a whole,** not point by point. So a point that is missing because it was dropped is never missed:
 //!   the first good point of a bucket is dropped only when its bucket has expired, and then no later point of it
 //!   can be chosen in its place. Hence thinning step by step keeps what thinning once, at the end, would keep.
+//! - **The floor lies behind what is kept in full,** not at the last good point, which such a thing keeps anyway: a drain may take
+//!   back all that is kept in full at once, and then the floor is the last good point, and still there.
 //! - **Coverage.** A point made at t and not older than a tier's age lies in a bucket that has not expired; the bucket's
 //!   first point is there, at or before t by less than I. Moments without points are as far from one as the gap is long.
 //!
@@ -53,7 +56,7 @@ pub enum Reason {
     Tier(usize),
     /// It is pinned.
     Pinned,
-    /// It is the last good point.
+    /// It is the last good point older than what is kept in full.
     Floor,
 }
 
@@ -80,7 +83,8 @@ impl Retention {
     /// of a time after `now` count as made now.
     pub fn plan(&self, points: &[Candidate], window: Duration, now: Timestamp) -> Plan {
         debug_assert!(points.is_sorted_by_key(|point| point.seq), "points are in order");
-        let floor = points.iter().rposition(|point| point.good);
+        let in_full = self.kept_in_full(window);
+        let floor = points.iter().rposition(|point| point.good && now.since(point.time) > in_full);
         let mut buckets: Vec<_> = self.tiers.iter().map(|tier| Buckets::new(tier, now)).collect();
         let mut plan = Plan::default();
         for (i, point) in points.iter().enumerate() {
@@ -98,6 +102,14 @@ impl Retention {
             }
         }
         plan
+    }
+
+    /// Up to this age every good point is kept, by the journal window or by a first tier of `all`.
+    fn kept_in_full(&self, window: Duration) -> Duration {
+        match self.tiers.first() {
+            Some(super::Tier { age, every: None }) => window.max(age.duration()),
+            _ => window,
+        }
     }
 }
 

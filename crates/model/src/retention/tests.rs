@@ -115,6 +115,16 @@ fn the_last_good_point_is_kept_however_old() {
 }
 
 #[test]
+fn a_drain_that_takes_back_all_that_is_kept_in_full_leaves_a_point() {
+    let (mut points, now) = aged([300, 200, 1, 0]);
+    let kept = |plan: Plan| plan.kept.iter().map(|kept| kept.id).collect::<Vec<_>>();
+    let before = line("2h:all").plan(&points, Duration::ZERO, now);
+    assert_eq!(kept(before), points[1..].iter().map(|point| point.id).collect::<Vec<_>>());
+    (points[2].good, points[3].good) = (false, false);
+    assert_eq!(kept(line("2h:all").plan(&points[1..], Duration::ZERO, now)), [points[1].id]);
+}
+
+#[test]
 fn points_from_an_agent_whose_clock_is_ahead_are_kept() {
     let end = point(2, Timestamp(u64::MAX));
     let plan = line("1h:1h").plan(&[point(1, Timestamp(5)), end], Duration::ZERO, Timestamp(0));
@@ -463,7 +473,9 @@ const SOUND: Choice = Choice {
 
 impl Choice {
     fn plan(&self, retention: &Retention, points: &[Candidate], window: Duration, now: Timestamp) -> Plan {
-        let floor = points.iter().rposition(|point| point.good);
+        let first = retention.tiers.first().filter(|tier| tier.every.is_none());
+        let in_full = first.map_or(window, |tier| window.max(tier.age.duration()));
+        let floor = points.iter().rposition(|point| point.good && now.since(point.time) > in_full);
         let mut keeps: Vec<bool> = (0..points.len()).map(|i| points[i].pinned || floor == Some(i)).collect();
         let mut younger = Duration::ZERO;
         for tier in &retention.tiers {
