@@ -83,7 +83,7 @@ impl MapWalk<'_> {
                 self.damage(&path, "it does not say what its records say");
             }
             self.disks = Some(index.disks);
-            self.end = Stretch { before: vec![node.clone()], segments: None }.start();
+            self.end = Stretch::behind(vec![node.clone()]).start();
             Ok(())
         })
     }
