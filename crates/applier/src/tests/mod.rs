@@ -6,6 +6,7 @@ mod damage;
 mod overlay;
 mod positions;
 mod process;
+mod times;
 
 use std::sync::Arc;
 use std::time::Duration;
