@@ -25,4 +25,5 @@ mod power_recording;
 mod prefix;
 mod refused;
 mod restore;
+mod system_disk;
 mod zombies;

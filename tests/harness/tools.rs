@@ -27,6 +27,6 @@ pub fn try_run(program: &str, args: &[&str]) -> Output {
 }
 
 /// The path with the folders of the administrator's programs.
-fn path() -> String {
+pub fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }

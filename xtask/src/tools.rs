@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use crate::command::{on_path, output, run};
 
-/// (program, Debian package).
-const DEBIAN: [(&str, &str); 16] = [
+/// (program or absolute path of a file, Debian package).
+const DEBIAN: [(&str, &str); 19] = [
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdfuse", "nbdfuse"),
@@ -25,6 +25,9 @@ const DEBIAN: [(&str, &str); 16] = [
     ("sqlite3", "sqlite3"),
     ("losetup", "mount"),
     ("sfdisk", "fdisk"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("debootstrap", "debootstrap"),
+    ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
     ("npm", "npm"),
     ("python3", "python3"),
 ];
