@@ -3,7 +3,7 @@
 # serial console, in lines of one word and its values.
 exec >/dev/ttyS0 2>&1
 sql() { runuser -u postgres -- psql -qAtX "$@"; }
-bench() { runuser -u postgres -- pgbench -n -q "$@" postgres >/dev/null 2>&1; }
+bench() { runuser -u postgres -- pgbench -n "$@" postgres >/dev/null 2>&1; }
 case "$(cat /proc/cmdline)" in
 *role=load*)
     sql -c 'create table committed (id bigint primary key, padding text)'
