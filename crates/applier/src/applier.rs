@@ -36,8 +36,10 @@ pub struct ApplierConfig {
     pub replica: bool,
     /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
     pub map_segments: usize,
-    /// Whether what an acknowledged manifest makes needless is deleted (rule 6 of the epoch log).
-    pub prefix_gc: bool,
+    /// Time between two looks at what the policy keeps no longer: points, the horizon, garbage. 60 s is a good choice.
+    pub tidy_every: Duration,
+    /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.
+    pub gc: bool,
 }
 
 /// The safety rules in force: all, but for the tests and the simulation that show what each is good for.

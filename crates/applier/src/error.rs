@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use format::FormatError;
 use format::map::MapTooLarge;
 use model::{MachineName, Seq};
-use store::StoreError;
+use store::{CollectError, StoreError};
 
 use crate::recover::RecoverError;
 
@@ -18,6 +18,9 @@ pub enum ApplierError {
     /// Reading the history failed.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// What is garbage cannot be told.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
     /// A file of ours could not be used.
     #[error("cannot {operation} {path}: {source}")]
     File {
@@ -108,7 +111,7 @@ impl ApplierError {
         match self {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
-            ApplierError::Diverged { .. } => 3,
+            ApplierError::Diverged { .. } | ApplierError::Collect(_) => 3,
             _ => 1,
         }
     }

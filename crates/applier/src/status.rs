@@ -28,7 +28,9 @@ pub struct MachineStatus {
     pub lag_seconds: f64,
     /// Recovery points in the manifest.
     pub points: u64,
-    /// Segments in the manifest.
+    /// Every position behind this one opens, up to it only points do; 0 while all do.
+    pub horizon_seq: Seq,
+    /// Segments behind the horizon that are promoted.
     pub segments: u64,
     /// Our epoch in the manifest log; 0 while we do not own it.
     pub manifest_epoch: u64,
@@ -64,6 +66,7 @@ impl MachineStatus {
             processed_time: Timestamp::default(),
             lag_seconds: 0.0,
             points: 0,
+            horizon_seq: Seq::ZERO,
             segments: 0,
             manifest_epoch: 0,
             draining: true,

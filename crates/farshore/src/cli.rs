@@ -86,6 +86,8 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
+    /// Say of every object that the applier would delete (with `gc = true`) why it may go; deletes nothing
+    Gc(GcArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
     /// Show what an object file of the store is and holds
@@ -163,6 +165,16 @@ pub struct MarkArgs {
     /// What to call the point; printable text of at most 200 bytes
     #[arg(long, value_parser = label)]
     pub label: String,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// Only explain: the one thing this command does, for deleting is up to the running applier
+    #[arg(long, required = true)]
+    pub dry_run: bool,
 }
 
 /// `pin` and `unpin`

@@ -25,7 +25,8 @@ impl Stretch {
     }
 }
 
-fn end_of(last: &Promoted) -> LogEnd {
+/// Where the stream stands behind a segment.
+pub(crate) fn end_of(last: &Promoted) -> LogEnd {
     LogEnd { position: LogPosition { epoch: last.epoch, slot: last.slot }, hash: last.hash, head: last.head }
 }
 
@@ -37,6 +38,33 @@ pub(crate) async fn stretch_of_seq(maps: &Maps, nodes: &[Node], seq: Seq) -> Res
 /// The stretch that holds the first record later than `time`.
 pub(crate) async fn stretch_of_time(maps: &Maps, nodes: &[Node], time: Timestamp) -> Result<Stretch, RecoverError> {
     descend(maps, nodes, |node| node.end.head.time <= time).await
+}
+
+/// How to get to a record without its leaf.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Way {
+    /// Nodes of everything before its leaf, oldest first.
+    pub before: Vec<Node>,
+    /// The merges passed on the way down.
+    pub through: Vec<Node>,
+}
+
+/// The way to the leaf that holds record `seq`, or behind the last node.
+pub(crate) async fn way_to(maps: &Maps, nodes: &[Node], seq: Seq) -> Result<Way, RecoverError> {
+    let (mut nodes, mut way) = (nodes.to_vec(), Way::default());
+    loop {
+        let at = nodes.partition_point(|node| node.end.head.position.seq < seq);
+        let within = nodes.get(at).filter(|node| node.level > 0).cloned();
+        way.before.extend(nodes.drain(..at));
+        let Some(node) = within else { return Ok(way) };
+        nodes = maps.open(&node).await?.index.children.clone();
+        way.through.push(node);
+    }
+}
+
+/// The nodes of everything before a stream epoch. A leaf holds one epoch, so they end where the epoch begins.
+pub(crate) async fn nodes_before_epoch(maps: &Maps, nodes: &[Node], epoch: u64) -> Result<Vec<Node>, RecoverError> {
+    Ok(descend(maps, nodes, |node| node.end.epoch < epoch).await?.before)
 }
 
 /// Goes down, past the nodes that lie before: one read for each level.

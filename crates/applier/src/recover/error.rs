@@ -52,6 +52,32 @@ pub enum RecoverError {
         /// The nearest valid one after, as a selector, or `none`.
         after: String,
     },
+    /// A position that the policy keeps no longer was asked for.
+    #[error(
+        "{asked} lies before seq:{horizon}, from where on every position opens, and is no recovery point; nearest ones that \
+         open: {before} before, {after} after"
+    )]
+    BeforeHorizon {
+        /// What was asked for.
+        asked: String,
+        /// The horizon.
+        horizon: Seq,
+        /// The nearest point before, as a selector, or `none`.
+        before: String,
+        /// The nearest position after, as a selector, or `none`.
+        after: String,
+    },
+    /// The log was to be read from its beginning, and is not whole any more.
+    #[error(
+        "machine {machine}: the log is whole behind seq:{horizon} only, for older segments were collected as the policy says; \
+         nothing opens without maps"
+    )]
+    LogCollected {
+        /// Which.
+        machine: MachineName,
+        /// The horizon.
+        horizon: Seq,
+    },
     /// A position outside the stream was asked for.
     #[error("{asked} is out of range: valid positions go from {from} to {to}")]
     OutOfRange {
@@ -213,6 +239,8 @@ impl RecoverError {
             RecoverError::Damage { .. } => ErrorKind::Damage,
             RecoverError::UnknownMachine { .. }
             | RecoverError::NotAPoint { .. }
+            | RecoverError::BeforeHorizon { .. }
+            | RecoverError::LogCollected { .. }
             | RecoverError::OutOfRange { .. }
             | RecoverError::NoPoint { .. }
             | RecoverError::UnknownPoint { .. }
@@ -230,6 +258,22 @@ impl RecoverError {
             | RecoverError::File { .. }
             | RecoverError::OtherDisk { .. } => ErrorKind::Failed,
         }
+    }
+
+    /// The object that is lost or damaged, where it is one.
+    pub fn object(&self) -> Option<String> {
+        match self {
+            RecoverError::Damage { path, .. }
+            | RecoverError::Store(StoreError::Missing { path, .. } | StoreError::Damaged { path, .. }) => {
+                Some(path.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// An object is not there: it is lost, or was collected while somebody read by an older manifest.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, RecoverError::Store(StoreError::Missing { .. }))
     }
 
     /// 3 when damage was found, 2 for a wrong selector or usage, else 1.

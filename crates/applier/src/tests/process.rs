@@ -36,8 +36,9 @@ fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
     let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica, map_segments, prefix_gc) = (true, 2, false);
-    ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc }
+    let (replica, map_segments, gc) = (true, 2, false);
+    let tidy_every = Duration::from_secs(60);
+    ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, tidy_every, gc }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
@@ -369,13 +370,13 @@ async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on()
     off.stop().await;
     assert_eq!(store.list("machine/db/stream").await.expect("listed"), before, "off by default");
 
-    let collecting = || ApplierConfig { prefix_gc: true, ..config(data_dir.path()) };
+    let collecting = || ApplierConfig { gc: true, ..config(data_dir.path()) };
     let on = start_with(collecting(), &log, &clock).await;
     wait_for("the opening's deletion", async || gone(&opening).await).await;
     let event =
         |applier: &Arc<Applier>| applier.events(&log.machine).into_iter().find(|e| e.kind == EventKind::Collection);
     wait_for("the event", async || event(&on).is_some()).await;
-    assert!(event(&on).expect("just seen").message.starts_with("prefix GC: "));
+    assert!(event(&on).expect("just seen").message.starts_with("garbage collection: "));
     assert!(gone(&old_manifest).await, "the first applier's epoch is replaced");
     on.stop().await;
 

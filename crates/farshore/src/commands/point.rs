@@ -30,9 +30,16 @@ pub async fn load(
 
 /// Opens the position a selector means.
 pub async fn open(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<PointReader> {
-    let history = history(global, machine).await?;
-    let resolved = history.resolve(at, processed(global, machine, at).await?).await?;
-    Ok(history.open(&resolved).await?)
+    let processed = processed(global, machine, at).await?;
+    loop {
+        let history = history(global, machine).await?;
+        let opened = async { history.open(&history.resolve(at, processed).await?).await };
+        match opened.await {
+            // Collected while we looked: what is retained opens through newer maps.
+            Err(error) if error.is_missing() && history.is_stale().await? => {}
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Where the replica stands, for the one selector that asks: only there is a data directory needed.

@@ -12,10 +12,10 @@ use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, JOURNAL_WINDOW, MACHINES_MAX,
-    Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer,
-    ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable,
-    StoreTable, Transport,
+    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE, JOURNAL_WINDOW,
+    MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable,
+    ProcessServer, ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES,
+    Site, SiteTable, StoreTable, Transport,
 };
 
 /// "line N: message", on one line.
@@ -91,7 +91,7 @@ impl Checker<'_> {
     }
 
     fn process_server(&self, table: ProcessServerTable) -> Result<ProcessServer, ConfigError> {
-        let ProcessServerTable { listen, transport, segment_bytes, segment_age } = table;
+        let ProcessServerTable { listen, transport, segment_bytes, segment_age, epoch_life } = table;
         let transport = match transport.as_str() {
             "tls" => Transport::Tls,
             "quic" => Transport::Quic,
@@ -106,14 +106,15 @@ impl Checker<'_> {
             transport,
             segment_bytes: self.size("process_server.segment_bytes", segment_bytes, SEGMENT_BYTES)?,
             segment_age: self.duration("process_server.segment_age", &segment_age, SEGMENT_AGE)?,
+            epoch_life: self.duration("process_server.epoch_life", &epoch_life, EPOCH_LIFE)?,
         })
     }
 
     fn applier(&self, table: ApplierTable) -> Result<Applier, ConfigError> {
-        let ApplierTable { prefix_gc, map_segments } = table;
+        let ApplierTable { gc, map_segments } = table;
         let map_segments = map_segments as usize;
         match MAP_SEGMENTS.contains(&map_segments) {
-            true => Ok(Applier { prefix_gc, map_segments }),
+            true => Ok(Applier { gc, map_segments }),
             false => {
                 let why = format!("{map_segments} is out of range: 1 to {}", MAP_SEGMENTS.end());
                 Err(self.refuse("applier.map_segments", why))

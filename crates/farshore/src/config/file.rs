@@ -66,14 +66,16 @@ pub struct ProcessServerTable {
     pub segment_bytes: ByteSize,
     /// Segment age.
     pub segment_age: String,
+    /// Life of an epoch.
+    pub epoch_life: String,
 }
 
 /// `[applier]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplierTable {
-    /// Whether needless objects below the folded position are deleted.
-    pub prefix_gc: bool,
+    /// Whether what the policy keeps no longer is deleted.
+    pub gc: bool,
     /// Segments that a map takes in.
     pub map_segments: u32,
 }
@@ -140,13 +142,14 @@ impl Default for ProcessServerTable {
             transport: "tls".into(),
             segment_bytes: ByteSize(8 << 20),
             segment_age: "1s".into(),
+            epoch_life: "6h".into(),
         }
     }
 }
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { prefix_gc: false, map_segments: 64 }
+        Self { gc: false, map_segments: 64 }
     }
 }
 

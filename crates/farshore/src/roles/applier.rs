@@ -16,6 +16,9 @@ use crate::{context, views};
 /// How often the log is asked for more.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How often it looks what the policy keeps no longer.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
 /// A running applier.
 pub struct ApplierRole {
     applier: Arc<Applier>,
@@ -34,7 +37,8 @@ impl ApplierRole {
             retention: config.policy.retention.clone(),
             poll: POLL,
             replica: true,
-            prefix_gc: config.applier.prefix_gc,
+            tidy_every: TIDY_EVERY,
+            gc: config.applier.gc,
             map_segments: config.applier.map_segments,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();

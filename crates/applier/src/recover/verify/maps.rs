@@ -3,16 +3,17 @@
 //!
 //! A damaged map hides nothing that the log does not hold: positions behind it open without maps.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
 use format::manifest::{Manifest, Promoted};
-use format::map::{MapDisk, MapIndex, MapRun, Node, index_of, open_page, page_range};
+use format::map::{MapDisk, MapIndex, MapName, MapRun, Node, index_of, open_page, page_range};
 use format::object::ObjectHeader;
 use futures::future::BoxFuture;
-use model::{DiskId, MachineName};
+use model::{DiskId, MachineName, Seq};
 use store::{LogEnd, ReadMode, Store};
 
 use super::{Findings, fetch};
@@ -32,13 +33,18 @@ pub(super) async fn check(
     keys: &Arc<Keys>,
     machine: &MachineName,
     manifest: &Manifest,
+    kept: &BTreeSet<MapName>,
     findings: &mut Findings,
 ) -> Result<Vec<Promoted>, RecoverError> {
     let maps = Maps::new(store.clone(), keys.clone(), machine.clone());
-    let mut walk =
-        MapWalk { maps: &maps, findings, disks: Some(Vec::new()), end: LogEnd::default(), named: Vec::new() };
+    let horizon = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
+    let (disks, end, named) = (Some(Vec::new()), LogEnd::default(), Vec::new());
+    let mut walk = MapWalk { maps: &maps, findings, horizon, kept, disks, end, named };
     for (number, node) in manifest.nodes.iter().enumerate() {
         walk.node(node, number == 0).await?;
+    }
+    for node in manifest.point_maps.values() {
+        walk.kept(node).await?;
     }
     let mut named = walk.named;
     named.extend(manifest.segments.iter().cloned());
@@ -48,6 +54,9 @@ pub(super) async fn check(
 struct MapWalk<'a> {
     maps: &'a Maps,
     findings: &'a mut Findings,
+    /// Up to it segments, and maps that are not kept, may be gone.
+    horizon: Seq,
+    kept: &'a BTreeSet<MapName>,
     /// Disks at the end of the leaf before; none when it cannot be read.
     disks: Option<Vec<MapDisk>>,
     /// Where that leaf ends.
@@ -58,6 +67,9 @@ struct MapWalk<'a> {
 impl MapWalk<'_> {
     fn node<'a>(&'a mut self, node: &'a Node, from_start: bool) -> BoxFuture<'a, Result<(), RecoverError>> {
         Box::pin(async move {
+            if node.end.head.position.seq <= self.horizon {
+                return self.before_horizon(node).await;
+            }
             let path = map_path(self.maps.machine(), node.map);
             let Some(object) = fetch(self.maps.store(), &path, self.findings).await? else {
                 self.damage(&path, "missing, though the manifest names it");
@@ -86,6 +98,36 @@ impl MapWalk<'_> {
             self.end = Stretch { before: vec![node.clone()], segments: None }.start();
             Ok(())
         })
+    }
+
+    /// Maps of what lies before the horizon: whole, where they are kept. What they were made of may be gone.
+    fn before_horizon<'a>(&'a mut self, node: &'a Node) -> BoxFuture<'a, Result<(), RecoverError>> {
+        Box::pin(async move {
+            let index = match self.kept.contains(&node.map) {
+                true => self.kept(node).await?,
+                false => None,
+            };
+            for child in index.iter().flat_map(|index| &index.children) {
+                self.before_horizon(child).await?;
+            }
+            self.disks = index.map(|index| index.disks);
+            self.end = Stretch { before: vec![node.clone()], segments: None }.start();
+            Ok(())
+        })
+    }
+
+    /// Checks a map by itself and gives its index.
+    async fn kept(&mut self, node: &Node) -> Result<Option<MapIndex>, RecoverError> {
+        let path = map_path(self.maps.machine(), node.map);
+        let problem = match fetch(self.maps.store(), &path, self.findings).await? {
+            None => "missing, though points open through it".to_owned(),
+            Some(object) => match self.contents(node, &object) {
+                Ok((index, _)) => return Ok(Some(index)),
+                Err(error) => error,
+            },
+        };
+        self.findings.damage(&path, problem);
+        Ok(None)
     }
 
     fn damage(&mut self, path: &str, what: &str) {

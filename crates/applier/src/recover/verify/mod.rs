@@ -6,6 +6,7 @@
 //! a witness is needed, and without one the report says so.
 
 mod hits;
+mod kept;
 mod manifests;
 mod maps;
 mod stream;
@@ -14,11 +15,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use format::keys::Keys;
-use model::{MachineName, RecordDigest, Selector, Seq};
+use format::manifest::Promoted;
+use model::{MachineName, PointId, RecordDigest, Selector, Seq};
 use serde::Serialize;
 use store::{LogPosition, Store};
 
 use super::{ErrorKind, History, LoadOptions, ProgressFn, RecoverError};
+use crate::maps::end_of;
 use crate::segments;
 use hits::Hits;
 pub use hits::SeqRange;
@@ -177,11 +180,16 @@ pub async fn verify(
     }
 }
 
-/// The epochs of manifest log and stream below which objects may be collected; none when the manifest cannot be read.
-async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<(u64, u64)> {
-    let manifests = crate::manifest::log(store, keys, machine).read_newest().await.ok()?.end.position.epoch;
-    let folded = super::stream_log(store, keys, machine).base.newest().await.ok()?.position.epoch;
-    Some((manifests, folded))
+/// What moves when objects may be collected: epochs of manifest log and stream, the horizon, the points before it.
+type Collectable = (u64, u64, Option<Promoted>, Vec<PointId>);
+
+/// As of now; none when the manifest cannot be read.
+async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<Collectable> {
+    let log = crate::manifest::log(store, keys, machine);
+    let newest = log.read_newest().await.ok()?;
+    let manifest = log.manifest_of(&newest.entries).ok()?;
+    let kept = manifest.point_maps.keys().copied().collect();
+    Some((newest.end.position.epoch, manifest.folded().0, manifest.horizon, kept))
 }
 
 async fn verify_once(
@@ -198,10 +206,16 @@ async fn verify_once(
     }
     let mut findings = Findings::default();
     let manifest = manifests::check(store, &keys, machine, &mut findings).await?;
-    let promoted: BTreeMap<u64, u64> = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
     let witness_seq = head_witness.map(|(seq, _)| seq);
-    let walked = stream::check(store, &keys, machine, &promoted, witness_seq, &mut findings, progress).await?;
-    let segments = maps::check(store, &keys, machine, &manifest, &mut findings).await?;
+    let kept = kept::check(store, &keys, machine, &manifest, &mut findings).await?;
+    let start = stream::Start {
+        end: manifest.horizon.as_ref().map(end_of).unwrap_or_default(),
+        drains: &manifest.drains,
+        promoted: manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect(),
+        lost: kept.lost,
+    };
+    let walked = stream::check(store, &keys, machine, start, witness_seq, &mut findings, progress).await?;
+    let segments = maps::check(store, &keys, machine, &manifest, &kept.maps, &mut findings).await?;
     let mut points = walked.points;
     for segment in &segments {
         let position = LogPosition { epoch: segment.epoch, slot: segment.slot };

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::manifest::Promoted;
+use format::manifest::{Drain, Promoted};
 use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectId, ObjectKind, Opening, open_small};
 use format::segment::{ChunkAt, FrameInfo, Piece, SegmentRef, Table, open_frame};
-use model::{DiskChange, Extent, LogHead, MachineName, PointId, Record, RecordBody, RecordDigest, RecordDigester, Seq};
-use store::{LogPosition, Store};
+use model::{
+    DiskChange, DiskId, Extent, LogHead, MachineName, PointId, Record, RecordBody, RecordDigest, RecordDigester, Seq,
+};
+use probe::Rules;
+use store::{LogEnd, LogPosition, Store};
 
 use super::{Findings, KnownPoint, check_epochs, fetch};
 use crate::recover::progress::tell;
@@ -69,18 +72,31 @@ struct Walk<'a> {
     collected: u64,
 }
 
-/// Checks the stream.
+/// Where the walk begins, and what must be there.
+pub(super) struct Start<'a> {
+    /// The horizon.
+    pub end: LogEnd,
+    /// Drains up to there, and further.
+    pub drains: &'a [Drain],
+    /// Last slots of the epochs behind it that the manifest names.
+    pub promoted: BTreeMap<u64, u64>,
+    /// What reads from damaged segments at the horizon.
+    pub lost: Vec<(usize, DiskId, Extent)>,
+}
+
+/// Checks the stream behind its horizon.
 pub(super) async fn check(
     store: &Store,
     keys: &Arc<Keys>,
     machine: &MachineName,
-    promoted: &BTreeMap<u64, u64>,
+    start: Start<'_>,
     witness: Option<Seq>,
     findings: &mut Findings,
     progress: Option<ProgressFn>,
 ) -> Result<Walked, RecoverError> {
     let log = LogKind::Stream;
-    let skeleton = skeleton(store, keys, machine, log, promoted).await?;
+    let promoted = &start.promoted;
+    let skeleton = skeleton(store, keys, machine, log, start.end.position.epoch, promoted).await?;
     check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
     findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
     if let Some(epoch) = skeleton.unopened {
@@ -94,6 +110,7 @@ pub(super) async fn check(
         findings.notes.push(format!("{} {note}", skeleton.void));
     }
     let mut walk = Walk::new(store, keys, machine, witness, findings);
+    walk.begin(&start);
     walk.folded_epoch = promoted.keys().next_back().copied().unwrap_or(0);
     let total = skeleton.slots.len() as u64;
     for (done, position) in skeleton.slots.into_iter().enumerate() {
@@ -130,6 +147,24 @@ impl<'a> Walk<'a> {
         let (held, hitting) = (BTreeMap::new(), BTreeSet::new());
         let (folded_epoch, collected) = (0, 0);
         Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest, folded_epoch, collected }
+    }
+
+    /// Takes over what lies before the horizon.
+    fn begin(&mut self, start: &Start<'_>) {
+        let LogEnd { hash, head, position } = start.end;
+        if position.epoch == 0 {
+            return;
+        }
+        self.link = Some(Link { hash: Some(hash), head });
+        self.digest = Some(head.digest);
+        self.walked.head = head;
+        self.walked.validity = Validity::replay(start.drains, head.position.seq, Rules::ALL);
+        for (damage, disk, extent) in &start.lost {
+            self.hitting.insert(*damage);
+            if let Some(hits) = self.findings.hits(Some(*damage)) {
+                hits.lose(*disk, *extent);
+            }
+        }
     }
 
     async fn object(&mut self, position: LogPosition) -> Result<(), RecoverError> {
@@ -383,6 +418,40 @@ impl<'a> Walk<'a> {
             _ => Err(self.findings.damage(path, "a record refers to bytes that are not where it says")),
         }
     }
+}
+
+/// Checks a segment before the horizon by itself: its place, its table and every frame. None when it is whole.
+pub(super) async fn check_kept(
+    store: &Store,
+    keys: &Keys,
+    machine: &MachineName,
+    position: LogPosition,
+    findings: &mut Findings,
+) -> Result<Option<Lost>, RecoverError> {
+    let path = segments::path(machine, LogKind::Stream, position);
+    let (damage, whole) = match fetch(store, &path, findings).await? {
+        None => (findings.damage(&path, "missing, though maps of points name it"), BTreeSet::new()),
+        Some(object) => {
+            let mut walk = Walk::new(store, keys, machine, None, findings);
+            match walk.header(position, &object) {
+                Err(error) => (walk.findings.damage(&path, error), BTreeSet::new()),
+                Ok((header, _)) => {
+                    let held = walk.contents(&path, &header, &object).0;
+                    (held.damage, held.frames.into_keys().collect())
+                }
+            }
+        }
+    };
+    Ok(damage.map(|damage| Lost { position, damage, whole }))
+}
+
+/// A damaged segment.
+pub(super) struct Lost {
+    pub position: LogPosition,
+    /// Its damage.
+    pub damage: usize,
+    /// Frames that open all the same.
+    pub whole: BTreeSet<u32>,
 }
 
 fn open(keys: &Keys, header: &ObjectHeader, frame: &FrameInfo, object: &Bytes) -> Result<(), FormatError> {
