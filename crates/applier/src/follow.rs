@@ -148,7 +148,7 @@ struct Follower<'a> {
 impl<'a> Follower<'a> {
     async fn new(shared: &'a Shared, log: EpochLog, owner: ManifestOwner) -> Result<Self, ApplierError> {
         let manifest = owner.manifest();
-        let start = Stretch { before: manifest.nodes.clone(), segments: None }.start();
+        let start = Stretch::behind(manifest.nodes.clone()).start();
         let mut schedule =
             PointSchedule::behind(shared.machine.clone(), shared.config.crash_every, &start.head, |to| {
                 Validity::replay(&manifest.drains, to, shared.rules.applier)

@@ -90,7 +90,7 @@ pub(crate) async fn next(
 /// The epoch of a stretch: that of the tail's first segment, or of the last node, behind the last node.
 fn epoch_of(manifest: &Manifest, stretch: Stretch) -> Option<u64> {
     let tail = || manifest.segments.first().or(manifest.nodes.last().map(|node| &node.end));
-    stretch.segments.as_ref().map_or_else(tail, |segments| segments.first()).map(|first| first.epoch)
+    stretch.segments.first().or_else(tail).map(|first| first.epoch)
 }
 
 /// Puts a map for each point up to `horizon` that has none, in order of position.
@@ -108,7 +108,7 @@ pub(crate) async fn map_points(
     let (mut made, mut left) = (Vec::new(), points.as_slice());
     while let Some(first) = left.first() {
         let stretch = stretch_of_seq(mapping.maps(), &manifest.nodes, first.position.seq).await?;
-        let end = stretch.segments.as_ref().and_then(|segments| segments.last()).map(|last| last.head.position.seq);
+        let end = stretch.segments.last().map(|last| last.head.position.seq);
         let Some(end) = end else {
             let what = format!("point {} lies behind all maps and before the horizon", first.id);
             return Err(RecoverError::Damage { path: segments::machine_prefix(&log.machine), what }.into());
@@ -134,7 +134,7 @@ async fn map_points_of(
     };
     let mut leaf = Leaf::behind(log.machine.clone(), &disks);
     let (mut made, mut points) = (Vec::new(), points.iter().peekable());
-    let (mut end, mut left) = (stretch.start(), stretch.segments.as_deref().unwrap_or_default());
+    let (mut end, mut left) = (stretch.start(), stretch.segments.as_slice());
     while !left.is_empty() && points.peek().is_some() {
         let read = log.read_promoted(end, left, ReadMode::Table).await?;
         for (segment, entry) in left.iter().zip(&read) {

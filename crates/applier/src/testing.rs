@@ -56,6 +56,34 @@ pub(crate) struct Model {
     pub valid: Vec<bool>,
     pub digests: Vec<model::RecordDigest>,
     draining: bool,
+    /// What positions hold is not kept: disks may have any size.
+    pub blind: bool,
+}
+
+impl Model {
+    /// What the disks hold when the record is laid over them.
+    fn contents_after(&self, record: &Record<Bytes>) -> Contents {
+        let mut now = self.at.last().expect("never empty").clone();
+        let disk_of = |now: &Contents, id| now.keys().find(|name| name.id() == id).cloned().expect("known disk");
+        match &record.body {
+            RecordBody::Write { disk, extent, data } => {
+                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
+                disk[extent.offset() as usize..extent.end() as usize].copy_from_slice(data);
+            }
+            RecordBody::Zero { disk, extent } => {
+                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
+                disk[extent.offset() as usize..extent.end() as usize].fill(0);
+            }
+            RecordBody::Disk { name, change: DiskChange::Removed, .. } => {
+                now.remove(name);
+            }
+            RecordBody::Disk { name, size, .. } => {
+                Arc::make_mut(now.entry(name.clone()).or_default()).resize(*size as usize, 0);
+            }
+            RecordBody::DrainBegin { .. } | RecordBody::DrainEnd(_) | RecordBody::Mark(_) => {}
+        }
+        now
+    }
 }
 
 pub(crate) fn name<T: std::str::FromStr>(text: &str) -> T
@@ -101,6 +129,7 @@ impl TestLog {
             valid: vec![false],
             digests: vec![Default::default()],
             draining: true,
+            blind: false,
         };
         Self {
             store,
@@ -159,34 +188,24 @@ impl TestLog {
         Mark { kind: MarkKind::Crash, id, label: label.to_owned() }
     }
 
+    /// The next record, a second after the one before.
     pub fn push(&mut self, body: RecordBody<Bytes>) -> Seq {
+        self.push_at(Timestamp(1_000_000 * self.last().next().0), body)
+    }
+
+    /// The next record.
+    pub fn push_at(&mut self, time: Timestamp, body: RecordBody<Bytes>) -> Seq {
         let seq = self.last().next();
-        let time = Timestamp(1_000_000 * seq.0);
         let record = Record { seq, time, map_version: 1, body };
-        let mut now = self.model.at.last().expect("never empty").clone();
-        let disk_of = |now: &Contents, id| now.keys().find(|name| name.id() == id).cloned().expect("known disk");
+        let now = if self.model.blind { Contents::new() } else { self.model.contents_after(&record) };
         match &record.body {
-            RecordBody::Write { disk, extent, data } => {
-                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
-                disk[extent.offset() as usize..extent.end() as usize].copy_from_slice(data);
-            }
-            RecordBody::Zero { disk, extent } => {
-                let disk = now.get_mut(&disk_of(&now, *disk)).map(Arc::make_mut).expect("known");
-                disk[extent.offset() as usize..extent.end() as usize].fill(0);
-            }
-            RecordBody::Disk { name, change: DiskChange::Removed, .. } => {
-                now.remove(name);
-            }
-            RecordBody::Disk { name, size, .. } => {
-                Arc::make_mut(now.entry(name.clone()).or_default()).resize(*size as usize, 0);
-            }
             RecordBody::DrainBegin { lost_after, incarnation, .. } => {
                 self.incarnation = *incarnation;
                 self.model.draining = true;
                 self.model.valid.iter_mut().skip(lost_after.0 as usize + 1).for_each(|valid| *valid = false);
             }
             RecordBody::DrainEnd(_) => self.model.draining = false,
-            RecordBody::Mark(_) => {}
+            _ => {}
         }
         self.model.at.push(now);
         self.model.times.push(time);
@@ -207,13 +226,22 @@ impl TestLog {
     }
 
     pub fn drain_begin(&mut self, lost_after: Seq) -> Seq {
+        let body = self.drain_begin_body(lost_after);
+        self.push(body)
+    }
+
+    pub fn drain_begin_body(&mut self, lost_after: Seq) -> RecordBody<Bytes> {
         let incarnation = Incarnation([self.rng.next() as u8; 16]);
-        self.push(RecordBody::DrainBegin { cause: DrainCause::Overflow, incarnation, lost_after })
+        RecordBody::DrainBegin { cause: DrainCause::Overflow, incarnation, lost_after }
     }
 
     pub fn drain_end(&mut self) -> Seq {
-        let mark = self.mark("");
-        self.push(RecordBody::DrainEnd(mark))
+        let body = self.drain_end_body();
+        self.push(body)
+    }
+
+    pub fn drain_end_body(&mut self) -> RecordBody<Bytes> {
+        RecordBody::DrainEnd(self.mark(""))
     }
 
     pub fn named(&mut self, label: &str) -> (Seq, model::PointId) {

@@ -177,6 +177,99 @@ async fn opening_costs_no_more_than_the_logarithm_of_the_history() {
     assert!(reads > segments as u64, "{reads} reads of {segments} segments");
 }
 
+/// A disk of that size, its first block written, then scattered ones; all in maps but for a few segments at the end.
+async fn scattered(inner: Arc<dyn ObjectStore>, size: u64) -> TestLog {
+    const LEAF: usize = 4;
+    let store = Store::from_object_store(inner);
+    let (_, keys) = vault().await;
+    store::create_vault(&store, &keys).await.expect("vault");
+    let mut log = TestLog::new(store, keys, "db", 6).await;
+    log.model.blind = true;
+    log.disk("root", size, DiskChange::Added);
+    log.drain_begin(Seq(0));
+    log.write("root", 0, vec![1; 4096]);
+    log.drain_end();
+    for _ in 0..(FANOUT * FANOUT + 1) * LEAF - 1 {
+        for _ in 0..16 {
+            let (block, byte) = (log.rng.below(size / 4096), log.rng.below(250) as u8);
+            log.write("root", block * 4096, vec![byte; 4096]);
+        }
+        log.commit().await;
+    }
+    follow(&log, LEAF).await;
+    log
+}
+
+/// The disk's size is none of an opening's business. Neither is a point's age: an old one has the way down the tree to go
+/// and few maps below it, a new one no way and more maps.
+#[tokio::test]
+async fn opening_costs_the_same_for_any_size_of_disk_and_any_age_of_point() {
+    let mut costs = Vec::new();
+    for gib in [2u64, 200] {
+        let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let counting = CountingStore::new(inner.clone());
+        let log = scattered(inner, gib << 30).await;
+        let points = history(&log, false).await.expect("loaded").points().await.expect("points").points;
+        let (oldest, newest) = (points[0].seq, points[points.len() - 1].seq);
+        assert!(oldest.0 < 8 && newest.0 > log.last().0 - 64, "{oldest} and {newest} of {}", log.last());
+        costs.push([cost(&log, &counting, oldest).await, cost(&log, &counting, newest).await]);
+    }
+    println!("oldest and newest point of 2 GiB and 200 GiB, (reads, bytes): {costs:?}");
+    let [[old, new], [large_old, large_new]] = costs[..] else { unreachable!("two sizes") };
+    for (small, large) in [(old, large_old), (new, large_new)] {
+        assert_eq!(small.0, large.0, "reads do not depend on the size: {costs:?}");
+        assert!(small.1.abs_diff(large.1) * 5 <= small.1.min(large.1), "bytes neither: {costs:?}");
+    }
+    // Two indexes lie on the way down to a leaf, and one map below the newest.
+    assert!(old.0.abs_diff(new.0) <= 2, "reads do not depend on the age: {costs:?}");
+    assert!(old.1 * 5 <= new.1 * 6, "an old point reads no more than a new one: {costs:?}");
+}
+
+/// What lies behind a position is not read for it, but for drains, which may take it back.
+#[tokio::test]
+async fn an_old_position_needs_nothing_of_the_tail_but_its_drains() {
+    for processed in [false, true] {
+        let inner = Arc::new(InMemory::new());
+        let store = Store::from_object_store(inner.clone());
+        let (_, keys) = vault().await;
+        store::create_vault(&store, &keys).await.expect("vault");
+        let mut log = TestLog::begin(&store, &keys, "db", 7).await;
+        for _ in 0..11 {
+            (0..4).for_each(|_| _ = log.random());
+            log.commit().await;
+        }
+        follow(&log, 4).await;
+        let mapped = nodes(&log).await.last().expect("maps").end.head.position.seq;
+        assert_eq!(mapped, log.last(), "everything is in maps");
+        log.drain_begin(Seq(mapped.0 - 10));
+        log.random();
+        log.drain_end();
+        let drain = log.commit().await;
+        log.random();
+        log.commit().await;
+        if processed {
+            follow(&log, 4).await;
+        }
+        log.random();
+        log.commit().await;
+        let what = format!("processed: {processed}");
+        every_position_is_right(&log, &what).await;
+        let history = self::history(&log, false).await.expect("loaded");
+        let (kept, lost) = (Seq(mapped.0 - 10), Seq(mapped.0 - 9));
+        assert!(open(&history, kept).await.is_ok(), "{what}");
+        let refused = history.resolve(&Selector::Seq(lost), None).await.expect_err("taken back");
+        assert!(matches!(refused, RecoverError::NotAPoint { .. }), "{what}: {refused}");
+        if processed {
+            inner.delete(&Path::from(drain.clone())).await.expect("deleted");
+            let history = self::history(&log, false).await.expect("loaded");
+            let point = open(&history, kept).await.expect("nothing else is read for it");
+            assert!(contents(&point).await == log.model.at[kept.0 as usize]);
+            let refused = history.resolve(&Selector::Latest, None).await.expect_err("lies behind it");
+            assert!(refused.to_string().contains(&drain), "{refused}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_manifest_is_an_opening_and_few_commits_however_many_there_were() {
     let (store, keys) = vault().await;

@@ -14,14 +14,24 @@ use crate::recover::RecoverError;
 pub(crate) struct Stretch {
     /// Nodes of everything before it, oldest first.
     pub before: Vec<Node>,
-    /// Its segments; none for what lies behind the last node.
-    pub segments: Option<Vec<Promoted>>,
+    /// Its promoted segments.
+    pub segments: Vec<Promoted>,
 }
 
 impl Stretch {
+    /// What lies behind the last of these nodes.
+    pub fn behind(before: Vec<Node>) -> Self {
+        Self { before, segments: Vec::new() }
+    }
+
     /// Where the stream stands before it.
     pub fn start(&self) -> LogEnd {
         self.before.last().map(|node| end_of(&node.end)).unwrap_or_default()
+    }
+
+    /// Where the stream stands after the last of its promoted segments.
+    pub fn end(&self) -> LogEnd {
+        self.segments.last().map_or_else(|| self.start(), end_of)
     }
 }
 
@@ -74,10 +84,10 @@ async fn descend(maps: &Maps, nodes: &[Node], lies_before: impl Fn(&Node) -> boo
         let at = nodes.partition_point(&lies_before);
         let within = nodes.get(at).cloned();
         before.extend(nodes.drain(..at));
-        let Some(node) = within else { return Ok(Stretch { before, segments: None }) };
+        let Some(node) = within else { return Ok(Stretch::behind(before)) };
         let map = maps.open(&node).await?;
         if node.level == 0 {
-            return Ok(Stretch { before, segments: Some(map.index.segments.clone()) });
+            return Ok(Stretch { before, segments: map.index.segments.clone() });
         }
         nodes = map.index.children.clone();
     }

@@ -1,8 +1,10 @@
 //! The history of a machine: its positions and recovery points, read from the store alone.
 //!
-//! Nothing of Farshore has to run. Maps say what lies far back, so only the records behind the last map are walked, and
-//! those of one leaf whenever a position in it is asked for. Where there is no map (no applier ever ran, or
-//! [`LoadOptions::without_maps`]) the whole stream is walked: the log alone is enough.
+//! Nothing of Farshore has to run. The manifest names every segment and every drain of what the applier has processed, so
+//! only the records behind that are walked: a drain among them may take back positions however old. Of what is processed
+//! one stretch is read when a position in it is asked for, a leaf or the segments behind the last map: an old position
+//! costs no more than a new one. Where there is no map (no applier ever ran, or [`LoadOptions::without_maps`]) the whole
+//! stream is walked: the log alone is enough.
 //!
 //! One case needs a decision: the newest epoch of the stream may be owned but not opened because its writer died in
 //! between. What follows is then undecided, so after a while of waiting an epoch is opened here; a writer that was only
@@ -19,6 +21,7 @@ use format::object::LogKind;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
 use probe::Rules;
 use store::{EpochLog, LogRules, ManifestBase, ReadMode, Store, StoreError};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::progress::tell;
@@ -82,10 +85,14 @@ impl Origin {
 pub struct History {
     machine: MachineName,
     origin: Arc<Origin>,
+    /// The promoted segments behind the last node, and all nodes.
+    unmapped: Stretch,
     maps: Arc<Maps>,
     frames: Arc<Frames>,
-    /// Records behind the last node.
-    tail: Arc<Records>,
+    /// Records behind the last promoted segment.
+    walked: Records,
+    /// Records behind the last node, once one of them was asked for.
+    tail: OnceCell<Arc<Records>>,
     /// The records of the leaf that was asked about last.
     leaf: Mutex<Option<Arc<Records>>>,
     validity: Validity,
@@ -125,17 +132,18 @@ impl History {
         let mut promoted = manifest_log.manifest_of(&newest.entries)?;
         let log = EpochLog { base: Arc::new(ManifestBase::knowing(manifest_log, &newest, rules.log)?), ..log };
         let horizon = promoted.horizon.as_ref().map(|last| last.head).unwrap_or_default();
-        if options.without_maps {
-            if horizon.position.seq > Seq::ZERO {
-                return Err(RecoverError::LogCollected { machine: machine.clone(), horizon: horizon.position.seq });
-            }
-            promoted.nodes.clear();
+        if options.without_maps && horizon.position.seq > Seq::ZERO {
+            return Err(RecoverError::LogCollected { machine: machine.clone(), horizon: horizon.position.seq });
         }
-        let nodes = std::mem::take(&mut promoted.nodes);
-        let tail = Records::behind(machine.clone(), nodes.clone());
+        let (before, segments) = (std::mem::take(&mut promoted.nodes), std::mem::take(&mut promoted.segments));
+        let nodes = before.clone();
+        let known = Stretch { before, segments };
+        let processed = known.end().head.position.seq;
+        let unmapped = if options.without_maps { Stretch::default() } else { known };
+        let walked = Records::from(machine.clone(), unmapped.end().head);
         let mut history = Self {
             machine: machine.clone(),
-            validity: Validity::replay(&promoted.drains, tail.head().position.seq, rules.applier),
+            validity: Validity::replay(&promoted.drains, walked.start().position.seq, rules.applier),
             maps: Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone())),
             frames: Arc::new(Frames::new(store.clone(), keys)),
             origin: Arc::new(Origin {
@@ -145,30 +153,30 @@ impl History {
                 point_maps: std::mem::take(&mut promoted.point_maps),
                 rules,
             }),
-            tail: Arc::new(tail),
+            unmapped,
+            walked,
+            tail: OnceCell::new(),
             leaf: Mutex::default(),
             points: Vec::new(),
             pins: BTreeSet::new(),
         };
         history.walk(rules.log, &options).await?;
-        history.take_points(promoted);
+        history.take_points(promoted, processed);
         Ok(history)
     }
 
-    /// Walks what lies behind the last node.
+    /// Walks what lies behind the last promoted segment.
     async fn walk(&mut self, rules: LogRules, options: &LoadOptions) -> Result<(), RecoverError> {
-        let mut tail = Records::behind(self.machine.clone(), self.origin.nodes.clone());
-        let start = Stretch { before: self.origin.nodes.clone(), segments: None }.start();
-        let mut reader = StreamReader::behind(self.origin.log.clone(), start, rules);
+        let mut reader = StreamReader::behind(self.origin.log.clone(), self.unmapped.end(), rules);
         let mut deadline = None;
         loop {
             match reader.next().await.map_err(|error| of_walk(&self.machine, error))? {
                 Found::Entry(entry) => {
                     deadline = None;
                     if entry.position.slot > 0 {
-                        let rows = tail.take(&self.origin.log.keys, &self.frames, *entry)?;
+                        let rows = self.walked.take(&self.origin.log.keys, &self.frames, *entry)?;
                         rows.records.iter().for_each(|record| self.validity.push(record.seq, &record.body));
-                        tell(&options.progress, Stage::Loading, tail.head().position.seq.0, 0);
+                        tell(&options.progress, Stage::Loading, self.walked.head().position.seq.0, 0);
                     }
                 }
                 Found::End => break,
@@ -182,16 +190,14 @@ impl History {
                 }
             }
         }
-        self.tail = Arc::new(tail);
         Ok(())
     }
 
     /// Points of the manifest, and marks and drain ends behind what the applier has processed.
-    fn take_points(&mut self, manifest: Manifest) {
-        let processed = manifest.segments.last().map_or(self.tail.start(), |last| last.head).position.seq;
+    fn take_points(&mut self, manifest: Manifest, processed: Seq) {
         let mut points = manifest.points;
         self.pins = manifest.pins;
-        for rows in self.tail.rows.iter().filter(|rows| rows.after.position.seq > processed) {
+        for rows in self.walked.rows.iter().filter(|rows| rows.after.position.seq > processed) {
             let mut digester = RecordDigester::resume(rows.before.digest);
             let mut incarnation = rows.before.position.incarnation;
             for record in &rows.records {
@@ -215,7 +221,7 @@ impl History {
 
     /// The end of the stream.
     pub fn head(&self) -> LogHead {
-        self.tail.head()
+        self.walked.head()
     }
 
     /// Whose history it is.
@@ -291,37 +297,49 @@ impl History {
 
     /// The records around `seq`: those of its leaf, or those behind the last node.
     pub(super) async fn records_of(&self, seq: Seq) -> Result<Arc<Records>, RecoverError> {
-        if seq > self.tail.start().position.seq {
-            return Ok(self.tail.clone());
+        if seq > self.unmapped.start().head.position.seq {
+            return self.tail().await;
         }
         let holds =
             |records: &Arc<Records>| (records.start().position.seq.next()..=records.head().position.seq).contains(&seq);
         if let Some(leaf) = self.leaf().filter(holds) {
             return Ok(leaf);
         }
-        let stretch = stretch_of_seq(&self.maps, &self.origin.nodes, seq).await?;
-        self.load_stretch(stretch).await
+        self.load_leaf(stretch_of_seq(&self.maps, &self.unmapped.before, seq).await?).await
     }
 
     /// The last record not later than `time`; 0 when all are.
     pub(super) async fn last_not_after(&self, time: Timestamp) -> Result<Seq, RecoverError> {
-        if self.tail.start().time <= time {
-            return Ok(self.tail.last_not_after(time));
+        if self.walked.start().time <= time {
+            return Ok(self.walked.last_not_after(time));
         }
-        let stretch = stretch_of_time(&self.maps, &self.origin.nodes, time).await?;
-        Ok(self.load_stretch(stretch).await?.last_not_after(time))
+        if self.unmapped.start().head.time <= time {
+            return Ok(self.tail().await?.last_not_after(time));
+        }
+        let stretch = stretch_of_time(&self.maps, &self.unmapped.before, time).await?;
+        Ok(self.load_leaf(stretch).await?.last_not_after(time))
+    }
+
+    /// The records behind the last node.
+    async fn tail(&self) -> Result<Arc<Records>, RecoverError> {
+        let load = async || Ok(Arc::new(self.records(&self.unmapped).await?.and(&self.walked)?));
+        self.tail.get_or_try_init(load).await.cloned()
     }
 
     fn leaf(&self) -> Option<Arc<Records>> {
         self.leaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn load_stretch(&self, stretch: Stretch) -> Result<Arc<Records>, RecoverError> {
-        let mut end = stretch.start();
-        let Stretch { before, segments } = stretch;
-        let Some(segments) = segments else { return Ok(self.tail.clone()) };
-        let mut records = Records::behind(self.machine.clone(), before);
-        let mut left = segments.as_slice();
+    async fn load_leaf(&self, leaf: Stretch) -> Result<Arc<Records>, RecoverError> {
+        let records = Arc::new(self.records(&leaf).await?);
+        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(records.clone());
+        Ok(records)
+    }
+
+    /// The records of a stretch's promoted segments.
+    async fn records(&self, stretch: &Stretch) -> Result<Records, RecoverError> {
+        let (mut end, mut left) = (stretch.start(), stretch.segments.as_slice());
+        let mut records = Records::behind(self.machine.clone(), stretch.before.clone());
         while !left.is_empty() {
             let read = self.origin.log.read_promoted(end, left, ReadMode::Table).await?;
             left = &left[read.len()..];
@@ -330,8 +348,6 @@ impl History {
                 records.take(&self.origin.log.keys, &self.frames, entry)?;
             }
         }
-        let records = Arc::new(records);
-        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(records.clone());
         Ok(records)
     }
 }

@@ -1,6 +1,6 @@
 //! Recovery: any valid position of a machine's stream, opened from the store and the vault key alone.
 //!
-//! [`History`] reads the manifest and the records behind the last map. A selector resolves to a position, and a position
+//! [`History`] reads the manifest and the records behind what it names. A selector resolves to a position, and a position
 //! opens as a [`PointReader`]: maps of what came before, the records of one stretch over them, bytes fetched on demand.
 //! Restore, serve, verify and compare all stand on that.
 

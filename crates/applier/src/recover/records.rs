@@ -3,6 +3,8 @@
 //! Memory: about 100 bytes for each record and 24 for each piece. A leaf's worth is small; what lies behind the last map
 //! is as long as the applier has been away, so it is bounded by [`RECORDS_BYTES_MAX`].
 
+use std::sync::Arc;
+
 use format::keys::Keys;
 use format::map::{Node, tag};
 use format::object::LogKind;
@@ -61,7 +63,7 @@ pub(super) struct Records {
     pub(super) before: Vec<Node>,
     /// Stream state there.
     start: LogHead,
-    pub(super) rows: Vec<Rows>,
+    pub(super) rows: Vec<Arc<Rows>>,
     bytes: u64,
 }
 
@@ -70,6 +72,17 @@ impl Records {
     pub fn behind(machine: MachineName, before: Vec<Node>) -> Self {
         let start = before.last().map(|node| node.end.head).unwrap_or_default();
         Self { machine, before, start, rows: Vec::new(), bytes: 0 }
+    }
+
+    /// None yet, where the stream stands at `start`; what lies before is not at hand.
+    pub fn from(machine: MachineName, start: LogHead) -> Self {
+        Self { machine, before: Vec::new(), start, rows: Vec::new(), bytes: 0 }
+    }
+
+    /// These records and those that continue them. Errors: `TooLong`.
+    pub fn and(mut self, next: &Self) -> Result<Self, RecoverError> {
+        next.rows.iter().try_for_each(|rows| self.push(rows.clone()))?;
+        Ok(self)
     }
 
     /// Stream state after the last record.
@@ -88,18 +101,23 @@ impl Records {
         let table = segments::table(keys, &entry.header, &entry.bytes)
             .map_err(|source| RecoverError::damaged(path.clone(), source))?;
         let rows = self.intern(frames, &entry, table);
-        self.bytes += rows.bytes();
-        if self.bytes > RECORDS_BYTES_MAX {
-            return Err(RecoverError::TooLong { machine: self.machine.clone(), bytes_max: RECORDS_BYTES_MAX });
-        }
         let mut digester = RecordDigester::resume(self.head().digest);
         rows.records.iter().for_each(|record| _ = digester.push(record));
         if digester.digest() != entry.header.head.digest {
             let what = "the digest over its records is not the one its header states".to_owned();
             return Err(RecoverError::Damage { path, what });
         }
-        self.rows.push(rows);
+        self.push(Arc::new(rows))?;
         Ok(self.rows.last().expect("just pushed"))
+    }
+
+    fn push(&mut self, rows: Arc<Rows>) -> Result<(), RecoverError> {
+        self.bytes += rows.bytes();
+        if self.bytes > RECORDS_BYTES_MAX {
+            return Err(RecoverError::TooLong { machine: self.machine.clone(), bytes_max: RECORDS_BYTES_MAX });
+        }
+        self.rows.push(rows);
+        Ok(())
     }
 
     fn intern(&self, frames: &Frames, entry: &LogEntry, table: Table) -> Rows {
@@ -132,7 +150,7 @@ impl Records {
 
     fn rows_with(&self, seq: Seq) -> Option<&Rows> {
         let at = self.rows.partition_point(|rows| rows.after.position.seq < seq);
-        self.rows.get(at).filter(|rows| rows.first_seq <= seq && seq > Seq::ZERO)
+        self.rows.get(at).map(Arc::as_ref).filter(|rows| rows.first_seq <= seq && seq > Seq::ZERO)
     }
 
     /// The time of a record, if it is here.

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use format::manifest::{ManifestCommit, Promoted};
+use format::manifest::{Drain, ManifestCommit, Promoted};
 use format::object::LogKind;
-use model::Seq;
+use model::{Selector, Seq};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 use store::{CollectError, FaultStore, Faults, LogEnd, LogPosition, LogRules, Plan, Store, StoreError, Why};
@@ -79,6 +79,8 @@ async fn next_commit(owner: &ManifestOwner, log: &TestLog, count: usize) -> Mani
         {
             continue;
         }
+        let table = segments::table(&log.keys, &entry.header, &entry.bytes).expect("whole");
+        commit.drains.extend(table.records.iter().filter_map(|record| Drain::of(record.seq, &record.body)));
         commit.segments.push(Promoted {
             id: entry.header.id,
             epoch: entry.position.epoch,
@@ -93,10 +95,14 @@ async fn next_commit(owner: &ManifestOwner, log: &TestLog, count: usize) -> Mani
 
 /// Promotes everything but the last `but` segments, in commits of a few.
 async fn promote(owner: &mut ManifestOwner, log: &TestLog, but: usize) {
-    let mut left = next_commit(owner, log, ALL).await.segments;
+    let ManifestCommit { segments: mut left, mut drains, .. } = next_commit(owner, log, ALL).await;
     left.truncate(left.len().saturating_sub(but));
     for segments in left.chunks(4) {
-        owner.begin(ManifestCommit { segments: segments.to_vec(), ..ManifestCommit::default() });
+        let end = segments.last().expect("not empty").head.position.seq;
+        let later = drains.split_off(drains.partition_point(|drain| drain.seq <= end));
+        let segments = segments.to_vec();
+        owner.begin(ManifestCommit { segments, drains, ..ManifestCommit::default() });
+        drains = later;
         owner.finish().await.expect("acknowledged");
     }
 }
@@ -412,7 +418,8 @@ async fn missing_and_swapped_segments_of_a_collected_prefix_are_named() {
     let options = || crate::recover::LoadOptions { settle: Duration::ZERO, ..Default::default() };
     let stopped_by = async || {
         let loaded = crate::recover::History::load(&store, keys.clone(), &log.machine, options()).await;
-        loaded.err().expect("stopped").to_string()
+        let opened = loaded.expect("loaded").resolve(&Selector::Latest, None).await;
+        opened.expect_err("stopped").to_string()
     };
     let put = async |path: &str, bytes: Bytes| {
         store.object_store().put(&Path::from(path), bytes.into()).await.expect("put");

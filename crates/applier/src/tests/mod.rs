@@ -7,6 +7,7 @@ mod horizon;
 mod overlay;
 mod positions;
 mod process;
+mod times;
 
 use std::sync::Arc;
 use std::time::Duration;

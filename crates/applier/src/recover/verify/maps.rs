@@ -95,7 +95,7 @@ impl MapWalk<'_> {
                 self.damage(&path, "it does not say what its records say");
             }
             self.disks = Some(index.disks);
-            self.end = Stretch { before: vec![node.clone()], segments: None }.start();
+            self.end = Stretch::behind(vec![node.clone()]).start();
             Ok(())
         })
     }
@@ -111,7 +111,7 @@ impl MapWalk<'_> {
                 self.before_horizon(child).await?;
             }
             self.disks = index.map(|index| index.disks);
-            self.end = Stretch { before: vec![node.clone()], segments: None }.start();
+            self.end = Stretch::behind(vec![node.clone()]).start();
             Ok(())
         })
     }
