@@ -38,5 +38,6 @@ pub use applier::ApplierRules;
 pub use applier::{Applier, ApplierConfig};
 pub use clock::{Clock, SystemClock};
 pub use error::ApplierError;
+pub use replica::ReplicaConfig;
 pub use status::{ApplierStatus, MachineStatus, ReplicaStatus};
 pub use unprotect::{UnprotectReport, unprotect};
