@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use format::FormatError;
 use format::map::MapTooLarge;
-use model::{MachineName, Seq};
+use model::{DiskName, MachineName, Seq};
 use store::{CollectError, StoreError};
 
 use crate::recover::RecoverError;
@@ -48,6 +48,34 @@ pub enum ApplierError {
         path: PathBuf,
         /// Where it stands.
         seq: Seq,
+    },
+    /// A replica disk does not fit its block device.
+    #[error(
+        "replica disk {disk} has {disk_bytes} bytes, its device {path} {device_bytes}: enlarge the device, name a larger \
+         one as replica_device, or leave the key out to keep the disk in a file"
+    )]
+    DeviceTooSmall {
+        /// The device.
+        path: PathBuf,
+        /// The disk.
+        disk: DiskName,
+        /// Bytes of the device.
+        device_bytes: u64,
+        /// Bytes of the disk.
+        disk_bytes: u64,
+    },
+    /// A block device holds something that is not this replica.
+    #[error(
+        "device {path} is not taken for replica disk {disk}: it is not known as this replica's and holds other than zeros, \
+         first at byte {at}; name another one, or, if nothing on it is needed, make it blank (`blkdiscard --zeroout {path}`)"
+    )]
+    DeviceNotBlank {
+        /// The device.
+        path: PathBuf,
+        /// The disk.
+        disk: DiskName,
+        /// Offset of the first byte that is not zero.
+        at: u64,
     },
     /// The process is stopping.
     #[error("stopped half-way: the next start goes on")]

@@ -422,7 +422,8 @@ impl<'a> Follower<'a> {
         let promoted = recent.segments.partition_point(|segment| segment.head.position.seq <= last.position.seq);
         recent.segments.truncate(promoted);
         let (nodes, validity) = (manifest.nodes.clone(), self.schedule.validity().clone());
-        self.shared.commit(Committed { nodes, recent, validity });
+        let horizon = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
+        self.shared.commit(Committed { horizon, nodes, recent, validity });
     }
 
     fn tell(&self, wait: &Option<Wait>) {

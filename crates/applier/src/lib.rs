@@ -41,5 +41,6 @@ pub use applier::{Applier, ApplierConfig};
 pub use clock::{Clock, SystemClock};
 pub use collect::preview_collection;
 pub use error::ApplierError;
+pub use replica::ReplicaConfig;
 pub use status::{ApplierStatus, MachineStatus, ReplicaStatus};
 pub use unprotect::{UnprotectReport, unprotect};

@@ -36,7 +36,7 @@ pub struct MachineStatus {
     pub manifest_epoch: u64,
     /// Whether the end of what is processed lies inside a drain.
     pub draining: bool,
-    /// The replica; none when none is kept.
+    /// The replica; none when none is kept by policy.
     pub replica: Option<ReplicaStatus>,
     /// What failed last and has not succeeded since.
     pub last_error: Option<String>,
@@ -47,12 +47,14 @@ pub struct MachineStatus {
 /// Where a machine's replica disks stand.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplicaStatus {
-    /// The position they stand at; 0 before the first.
+    /// The position they stand at, or stood at before they were moved; 0 before the first.
     pub seq: Seq,
     /// Its time.
     pub time: Timestamp,
     /// Where they are being moved to, while they are.
     pub moving_to: Option<Seq>,
+    /// Whether they are being rebuilt from `seq` to `moving_to` out of maps: meanwhile they stand nowhere.
+    pub rebuilding: bool,
     /// What failed last and has not succeeded since.
     pub last_error: Option<String>,
 }

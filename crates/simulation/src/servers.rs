@@ -1,5 +1,6 @@
 //! Process servers, appliers and the operator: everything that runs beside the protected machines.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -158,7 +159,8 @@ impl Follower {
                 journal_window: JOURNAL_WINDOW,
                 retention: "1m:9s, 1h:30s".parse().expect("a retention"),
                 poll: Duration::from_millis(200),
-                replica: false,
+                replicas: BTreeMap::new(),
+                replica_lag: Duration::MAX,
                 map_segments,
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,

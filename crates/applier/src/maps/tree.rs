@@ -93,6 +93,26 @@ async fn descend(maps: &Maps, nodes: &[Node], lies_before: impl Fn(&Node) -> boo
     }
 }
 
+/// The nodes that together say what every record behind `seq` changed, oldest first. The first may say more: it is the leaf
+/// that holds `seq`, or begins right behind it. One read for each level.
+pub(crate) async fn nodes_behind(maps: &Maps, nodes: &[Node], seq: Seq) -> Result<Vec<Node>, RecoverError> {
+    let (mut nodes, mut start, mut behind) = (nodes.to_vec(), Seq::ZERO, Vec::new());
+    loop {
+        let end = |node: &Node| node.end.head.position.seq;
+        let at = nodes.partition_point(|node| end(node) <= seq);
+        start = at.checked_sub(1).map_or(start, |before| end(&nodes[before]));
+        behind.extend(nodes.drain(at..).rev());
+        let Some(first) = behind.pop() else { break };
+        if first.level == 0 || start == seq {
+            behind.push(first);
+            break;
+        }
+        nodes = maps.open(&first).await?.index.children.clone();
+    }
+    behind.reverse();
+    Ok(behind)
+}
+
 /// All segments of these nodes whose records go beyond `seq`, in order: one read for each leaf and merge above it.
 pub(crate) fn segments_behind<'a>(
     maps: &'a Maps,

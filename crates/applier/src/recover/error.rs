@@ -101,7 +101,10 @@ pub enum RecoverError {
         id: PointId,
     },
     /// There is no replica to take the position from.
-    #[error("no replica position is known here: use latest, or run where the applier keeps its data_dir")]
+    #[error(
+        "no replica position is known here: no replica is kept, or it is being built or rebuilt; use latest, or run where the \
+         applier keeps its data_dir"
+    )]
     NotProcessed,
     /// The position was resolved in another history.
     #[error("position seq:{seq} is not in this history: resolve it again")]

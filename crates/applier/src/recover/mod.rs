@@ -35,6 +35,6 @@ pub use crate::replica::processed;
 pub(crate) use frames::{Frames, Layout, ObjectPlace};
 pub(crate) use history::{stream_log, stream_log_with, unknown};
 pub(crate) use map::Source;
-pub(crate) use point::read_run;
+pub(crate) use point::{read_run, source_of};
 pub(crate) use state::Disks;
 pub(crate) use validity::Validity;

@@ -124,15 +124,20 @@ impl History {
 impl Base {
     async fn runs_in(&self, disk: DiskId, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
         let runs = self.chain.runs_in(disk, extent).await?;
-        let source = |source| match source {
-            MapSource::Zero => Source::Zero,
-            MapSource::Data { segment, frame, offset } => {
-                let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
-                let place = ObjectPlace { machine: self.machine.clone(), position, tag: segment.tag };
-                Source::Data { place: self.frames.intern(place), frame, offset }
-            }
-        };
+        let source = |source| source_of(&self.frames, &self.machine, source);
         Ok(runs.into_iter().map(|run| (run.extent, source(run.source))).collect())
+    }
+}
+
+/// What a map says of a range, as `frames` names objects.
+pub(crate) fn source_of(frames: &Frames, machine: &MachineName, source: MapSource) -> Source {
+    match source {
+        MapSource::Zero => Source::Zero,
+        MapSource::Data { segment, frame, offset } => {
+            let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+            let place = ObjectPlace { machine: machine.clone(), position, tag: segment.tag };
+            Source::Data { place: frames.intern(place), frame, offset }
+        }
     }
 }
 

@@ -41,7 +41,8 @@ fn settings() -> ApplierConfig {
         journal_window: Duration::from_secs(WINDOW_SECONDS),
         retention: RETENTION.parse().expect("a retention"),
         poll: Duration::from_millis(1),
-        replica: false,
+        replicas: Default::default(),
+        replica_lag: Duration::MAX,
         map_segments: 2,
         tidy_every: Duration::from_millis(1),
         gc: true,
@@ -49,10 +50,14 @@ fn settings() -> ApplierConfig {
 }
 
 async fn start(log: &TestLog) -> Arc<Applier> {
+    start_with(settings(), log).await
+}
+
+async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
     let machines = vec![log.machine.clone()];
-    Applier::start(settings(), log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+    Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
 }
 
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
@@ -344,4 +349,38 @@ async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_co
     log.random();
     log.commit().await;
     tidy(&log).await;
+}
+
+/// Runs an applier with a replica until it stands at the last valid position.
+async fn replicate(log: &TestLog, data_dir: &Path) -> Arc<Applier> {
+    let replicas = [(log.machine.clone(), crate::ReplicaConfig::default())].into();
+    let settings = ApplierConfig { data_dir: data_dir.to_owned(), replicas, ..settings() };
+    let applier = start_with(settings, log).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while applier.processed(&log.machine) != Some(log.last_valid()) {
+        assert!(Instant::now() < deadline, "the replica gets there: {:?}", applier.status());
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    applier.stop().await;
+    super::process::assert_replica(log, data_dir, log.last_valid());
+    applier
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_before_the_horizon_is_built_out_of_maps() {
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let mut log = play(&long()).await;
+    // From nothing, though the first segments are gone.
+    replicate(&log, data_dir.path()).await;
+    // From where no segment leads on: an applier without this replica moves the horizon past it.
+    let left = log.last_valid();
+    let mut put = Put::new();
+    for step in long() {
+        take(&step, &mut log, &mut put).await;
+    }
+    tidy(&log).await;
+    assert!(load(&log).await.horizon_seq() > left);
+    let applier = replicate(&log, data_dir.path()).await;
+    let told = applier.events(&log.machine).iter().any(|event| event.message.contains("built anew"));
+    assert!(told, "{:?}", applier.events(&log.machine));
 }

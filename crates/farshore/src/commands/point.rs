@@ -9,6 +9,7 @@ use store::Store;
 
 use crate::cli::Global;
 use crate::context;
+use crate::failure::usage;
 use crate::output::Progress;
 
 /// Loads the history of a machine.
@@ -48,6 +49,10 @@ pub async fn processed(global: &Global, machine: &MachineName, at: &Selector) ->
         return Ok(None);
     }
     let config = context::config(global)?;
+    if config.machine(machine).is_some_and(|machine| machine.replica.is_none()) {
+        let why = format!("{machine} keeps no replica (replica = \"none\"): use latest instead of latest-processed");
+        return Err(usage(why));
+    }
     Ok(applier::recover::processed(&config.site.data_dir, machine).await)
 }
 

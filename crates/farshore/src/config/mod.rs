@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use applier::ReplicaConfig;
 use model::{DiskName, MachineName, Retention};
 use nbd::ListenAddress;
 
@@ -163,6 +164,8 @@ pub struct Policy {
     pub retention: Retention,
     /// Recovery point objective.
     pub rpo_target: Duration,
+    /// Lag past which a replica is rebuilt out of maps.
+    pub replica_lag: Duration,
 }
 
 /// `[[machine]]`, checked.
@@ -176,6 +179,8 @@ pub struct Machine {
     pub queue_bytes: u64,
     /// Bytes.
     pub spool_bytes: u64,
+    /// How its replica is kept; none when the store alone keeps its history.
+    pub replica: Option<ReplicaConfig>,
     /// Disks, in the order written.
     pub disks: Vec<Disk>,
 }

@@ -30,13 +30,15 @@ impl ApplierRole {
     pub async fn start(global: &Global, config: &Config) -> anyhow::Result<Self> {
         let lock = RoleLock::take(config, Socket::Applier)?;
         let (store, keys) = context::role(global, config).await?;
+        let replicas = config.machines.iter().filter_map(|m| Some((m.name.clone(), m.replica.clone()?))).collect();
         let settings = ApplierConfig {
             data_dir: config.site.data_dir.clone(),
             crash_every: config.policy.crash_every,
             journal_window: config.policy.journal_window,
             retention: config.policy.retention.clone(),
             poll: POLL,
-            replica: true,
+            replicas,
+            replica_lag: config.policy.replica_lag,
             tidy_every: TIDY_EVERY,
             gc: config.applier.gc,
             map_segments: config.applier.map_segments,
