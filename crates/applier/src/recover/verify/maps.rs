@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
 use format::manifest::{Manifest, Promoted};
@@ -15,7 +14,7 @@ use futures::future::BoxFuture;
 use model::{DiskId, MachineName};
 use store::{LogEnd, ReadMode, Store};
 
-use super::{Findings, fetch};
+use super::{Findings, Got, obtain};
 use crate::maps::{Leaf, Maps, Merged, Stretch, map_path, map_place};
 use crate::recover::{RecoverError, stream_log};
 use crate::segments;
@@ -59,12 +58,13 @@ impl MapWalk<'_> {
     fn node<'a>(&'a mut self, node: &'a Node, from_start: bool) -> BoxFuture<'a, Result<(), RecoverError>> {
         Box::pin(async move {
             let path = map_path(self.maps.machine(), node.map);
-            let Some(object) = fetch(self.maps.store(), &path, self.findings).await? else {
+            let (store, keys) = (self.maps.store(), self.maps.keys());
+            let Some(object) = obtain(store, keys, &path, self.findings).await? else {
                 self.damage(&path, "missing, though the manifest names it");
                 self.disks = None;
                 return Ok(());
             };
-            let (index, runs) = match self.contents(node, &object) {
+            let (header, index, runs) = match self.contents(node, &object) {
                 Ok(contents) => contents,
                 Err(error) => {
                     self.damage(&path, &error);
@@ -75,13 +75,21 @@ impl MapWalk<'_> {
             for (number, child) in index.children.iter().enumerate() {
                 self.node(child, from_start && number == 0).await?;
             }
+            self.findings.maps.take(header.total_bytes, object.whole, object.earlier);
+            self.named.extend(index.segments.iter().cloned());
             let right = match node.level {
+                _ if !object.whole => None,
                 0 => self.leaf(&index, &runs).await?,
                 _ => self.merge(node, &index, &runs, from_start).await,
             };
-            if right == Some(false) {
-                self.damage(&path, "it does not say what its records say");
+            match right {
+                Some(false) => self.damage(&path, "it does not say what its records say"),
+                Some(true) => {
+                    self.findings.state.found_whole(&path, ObjectHeader::hash(&object.bytes).unwrap_or_default())
+                }
+                None => {}
             }
+            self.findings.state.save_if_due().await?;
             self.disks = Some(index.disks);
             self.end = Stretch { before: vec![node.clone()], segments: None }.start();
             Ok(())
@@ -92,14 +100,17 @@ impl MapWalk<'_> {
         self.findings.damage(path, format!("{what}; {WAY_OUT}"));
     }
 
-    /// Everything in a map, in order.
-    fn contents(&self, node: &Node, object: &Bytes) -> Result<(MapIndex, Runs), String> {
+    /// Everything in a map, in order; no runs of one that was not read whole.
+    fn contents(&self, node: &Node, object: &Got) -> Result<(ObjectHeader, MapIndex, Runs), String> {
+        let Got { bytes: object, whole, .. } = object;
         let place = map_place(self.maps.machine(), node.map);
         let open = || -> Result<(ObjectHeader, MapIndex, Runs), FormatError> {
             let (header, index) = index_of(self.maps.keys(), &place, object)?;
-            header.check_body(object)?;
             let mut runs = Vec::new();
-            for page in &index.pages {
+            if *whole {
+                header.check_body(object)?;
+            }
+            for page in index.pages.iter().filter(|_| *whole) {
                 let range = page_range(&header, page);
                 let len = object.len() as u64;
                 let sealed = &object[range.start.min(len) as usize..range.end.min(len) as usize];
@@ -113,14 +124,13 @@ impl MapWalk<'_> {
         let leaf = index.children.is_empty();
         match header.head == node.end.head && header.table_sealed_bytes == node.index_bytes && leaf == (node.level == 0)
         {
-            true => Ok((index, runs)),
+            true => Ok((header, index, runs)),
             false => Err("it is not the map that its node names".to_owned()),
         }
     }
 
     /// Whether a leaf says what its segments say; none when they cannot be read.
     async fn leaf(&mut self, index: &MapIndex, runs: &[(DiskId, MapRun)]) -> Result<Option<bool>, RecoverError> {
-        self.named.extend(index.segments.iter().cloned());
         let Some(before) = &self.disks else { return Ok(None) };
         let log = stream_log(self.maps.store(), self.maps.keys(), self.maps.machine());
         let mut leaf = Leaf::behind(self.maps.machine().clone(), before);
