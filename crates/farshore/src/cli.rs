@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use applier::recover::Share;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{DiskName, MachineName, PointId, RecordDigest, Selector, Seq};
 use nbd::ListenAddress;
@@ -334,6 +335,15 @@ pub struct VerifyArgs {
     /// `verify`): the witness against loss of the newest tail
     #[arg(long, value_name = "H")]
     pub head: Option<Head>,
+    /// Read only this share of the segments and maps whole, drawn by chance, such as 1%; of the others header and table
+    #[arg(long, value_name = "P%")]
+    pub sample: Option<Share>,
+    /// Draw the same share as the verify that showed this seed
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub seed: Option<u32>,
+    /// Remember in this file what was read, so that a verify that was killed goes on with the rest; it goes when all is read
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 }
 
 /// A witnessed end of the log.
@@ -416,6 +426,10 @@ mod tests {
         assert!(cli.global.json);
         assert!(Cli::try_parse_from("farshore points ../etc".split(' ')).is_err());
         assert!(Cli::try_parse_from("farshore verify web --at noon".split(' ')).is_err());
+        assert!(Cli::try_parse_from("farshore verify web --sample 1% --seed 7".split(' ')).is_ok());
+        for bad in ["--sample 1", "--sample 0%", "--seed 7"] {
+            assert!(Cli::try_parse_from(format!("farshore verify web {bad}").split(' ')).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -351,9 +351,9 @@ fn verify_machine(scene: &mut Scene, index: usize) -> Result<(), Violation> {
     let witness = scene.known[index].stored.last_key_value().map(|(seq, digest)| (*seq, *digest));
     let (store, keys, name) = (scene.site.truth(), scene.site.keys.clone(), scene.machines[index].name.clone());
     let host = scene.operator.boot.host;
-    let verified = scene
-        .world
-        .complete(host, JUDGE_MAX, async move { recover::verify(&store, keys, &name, None, witness, None).await });
+    let options = recover::VerifyOptions { witness, ..recover::VerifyOptions::default() };
+    let verified =
+        scene.world.complete(host, JUDGE_MAX, async move { recover::verify(&store, keys, &name, options).await });
     match verified {
         Some(Ok(report)) if report.clean() => Ok(()),
         Some(Ok(report)) => {

@@ -151,6 +151,14 @@ pub enum RecoverError {
         /// What was asked for.
         asked: String,
     },
+    /// The state file of a verify cannot be gone on with.
+    #[error("state file {path} {why}")]
+    VerifyState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// What was written to an image does not come back from the medium.
     #[error(
         "image {path} is not what was written to it, from offset {offset} of the {of} on: its medium lost or changed data; \
@@ -253,6 +261,7 @@ impl RecoverError {
             | RecoverError::Range { .. }
             | RecoverError::SizeDiffers { .. }
             | RecoverError::OtherRestore { .. }
+            | RecoverError::VerifyState { .. }
             | RecoverError::Target { .. } => ErrorKind::Usage,
             RecoverError::Undecided { .. }
             | RecoverError::TooLong { .. }

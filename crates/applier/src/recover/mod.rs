@@ -28,7 +28,9 @@ pub use point::{PointDisk, PointDiskInfo, PointReader};
 pub use progress::{Progress, ProgressFn, Stage};
 pub use restore::{RestoreOptions, RestoreReport, RestoredDisk, restore};
 pub use selection::{PointView, PointsView, Resolved, ValidRange};
-pub use verify::{AtReport, Damage, SeqRange, VerifyReport, Witness, verify};
+pub use verify::{
+    AtReport, Coverage, Damage, Sample, SeqRange, Share, StateFile, VerifyOptions, VerifyReport, Witness, verify,
+};
 
 pub use crate::replica::processed;
 

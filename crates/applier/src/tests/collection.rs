@@ -18,7 +18,7 @@ use store::{CollectError, FaultStore, Faults, LogEnd, LogPosition, LogRules, Pla
 use super::{contents, load, open};
 use crate::ApplierError;
 use crate::manifest::{self, ManifestOwner};
-use crate::recover::{RecoverError, VerifyReport, stream_log, verify};
+use crate::recover::{RecoverError, VerifyOptions, VerifyReport, stream_log, verify};
 use crate::segments;
 use crate::stream::{Found, StreamReader};
 use crate::testing::{Rng, TestLog, vault};
@@ -112,7 +112,7 @@ async fn plan(owner: &ManifestOwner, log: &TestLog) -> Plan {
 }
 
 async fn report(log: &TestLog) -> VerifyReport {
-    verify(&log.store, log.keys.clone(), &log.machine, None, None, None).await.expect("verified")
+    verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified")
 }
 
 /// The oracle; looks at about `samples` positions.

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::{contents, load, open};
-use crate::recover::{History, LoadOptions, RecoverError, verify};
+use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
 use crate::testing::{TestLog, name, vault};
 use crate::{Applier, ApplierConfig, Clock, preview_collection};
 
@@ -122,7 +122,7 @@ async fn by_time(log: &TestLog, history: &History, seq: Seq) {
 }
 
 async fn verified(log: &TestLog) {
-    let report = verify(&log.store, log.keys.clone(), &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(report.head_seq, log.last());
 }
@@ -318,7 +318,8 @@ async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_co
     let whole = log.store.get(&path).await.expect("read").expect("listed");
     let mut flipped = whole.to_vec();
     *flipped.last_mut().expect("not empty") ^= 1;
-    let report = async || verify(&log.store, log.keys.clone(), &log.machine, None, None, None).await.expect("report");
+    let report =
+        async || verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("report");
     for damaged in [Some(flipped), None] {
         log.store.delete(&path).await.expect("deleted");
         if let Some(bytes) = damaged {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{contents, follow, load, open};
 use crate::applier::SegmentRun;
 use crate::maps::{Maps, segments_behind};
-use crate::recover::{History, LoadOptions, RecoverError, Validity, processed, verify};
+use crate::recover::{History, LoadOptions, RecoverError, Validity, VerifyOptions, processed, verify};
 use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
 use crate::{Applier, ApplierConfig, ApplierError, ApplierRules, Clock, ReplicaConfig, manifest, unprotect};
@@ -123,7 +123,7 @@ async fn the_applier_promotes_makes_points_and_keeps_the_replica() {
     ];
     assert_eq!(kinds, expected);
     assert_eq!(history.resolve(&Selector::Id(id), None).await.expect("resolved").position.seq, marked);
-    let report = crate::recover::verify(&store, keys, &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys, &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
 }
 
@@ -406,7 +406,7 @@ async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on()
     wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
     again.stop().await;
     assert_replica(&log, data_dir.path(), last);
-    let report = crate::recover::verify(&store, keys.clone(), &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     // A purge reads the streams of all other machines.
     let other = TestLog::begin(&store, &keys, "db-2", 8).await;
@@ -441,7 +441,7 @@ async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
     assert_replica(&other, data_dir.path(), other.last());
     assert!(matches!(purge(true).await, Err(ApplierError::Recover(RecoverError::UnknownMachine { .. }))));
     assert_eq!(store::list_machines(&store).await.expect("listed"), std::slice::from_ref(&other.machine));
-    let report = verify(&store, keys.clone(), &other.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys.clone(), &other.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(store.list("probe").await.expect("listed").len(), 1);
 }

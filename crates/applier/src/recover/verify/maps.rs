@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
 use format::manifest::{Manifest, Promoted};
@@ -16,7 +15,7 @@ use futures::future::BoxFuture;
 use model::{DiskId, MachineName, Seq};
 use store::{LogEnd, ReadMode, Store};
 
-use super::{Findings, fetch};
+use super::{Findings, Got, obtain};
 use crate::maps::{Leaf, Maps, Merged, Stretch, map_path, map_place};
 use crate::recover::{RecoverError, stream_log};
 use crate::segments;
@@ -25,7 +24,7 @@ use crate::segments;
 type Runs = Vec<(DiskId, MapRun)>;
 
 /// What a damaged map means for who wants to recover.
-const WAY_OUT: &str = "positions behind it open with --without-maps";
+const WAY_OUT: &str = "; positions behind it open with --without-maps";
 
 /// Checks the maps of a manifest and gives the names of all segments that it promoted.
 pub(super) async fn check(
@@ -71,12 +70,13 @@ impl MapWalk<'_> {
                 return self.before_horizon(node).await;
             }
             let path = map_path(self.maps.machine(), node.map);
-            let Some(object) = fetch(self.maps.store(), &path, self.findings).await? else {
+            let (store, keys) = (self.maps.store(), self.maps.keys());
+            let Some(object) = obtain(store, keys, &path, self.findings).await? else {
                 self.damage(&path, "missing, though the manifest names it");
                 self.disks = None;
                 return Ok(());
             };
-            let (index, runs) = match self.contents(node, &object) {
+            let (header, index, runs) = match self.contents(node, &object) {
                 Ok(contents) => contents,
                 Err(error) => {
                     self.damage(&path, &error);
@@ -87,13 +87,21 @@ impl MapWalk<'_> {
             for (number, child) in index.children.iter().enumerate() {
                 self.node(child, from_start && number == 0).await?;
             }
+            self.findings.maps.take(header.total_bytes, object.whole, object.earlier);
+            self.named.extend(index.segments.iter().cloned());
             let right = match node.level {
+                _ if !object.whole => None,
                 0 => self.leaf(&index, &runs).await?,
                 _ => self.merge(node, &index, &runs, from_start).await,
             };
-            if right == Some(false) {
-                self.damage(&path, "it does not say what its records say");
+            match right {
+                Some(false) => self.damage(&path, "it does not say what its records say"),
+                Some(true) => {
+                    self.findings.state.found_whole(&path, ObjectHeader::hash(&object.bytes).unwrap_or_default())
+                }
+                None => {}
             }
+            self.findings.state.save_if_due().await?;
             self.disks = Some(index.disks);
             self.end = Stretch::behind(vec![node.clone()]).start();
             Ok(())
@@ -119,10 +127,17 @@ impl MapWalk<'_> {
     /// Checks a map by itself and gives its index.
     async fn kept(&mut self, node: &Node) -> Result<Option<MapIndex>, RecoverError> {
         let path = map_path(self.maps.machine(), node.map);
-        let problem = match fetch(self.maps.store(), &path, self.findings).await? {
+        let problem = match obtain(self.maps.store(), self.maps.keys(), &path, self.findings).await? {
             None => "missing, though points open through it".to_owned(),
             Some(object) => match self.contents(node, &object) {
-                Ok((index, _)) => return Ok(Some(index)),
+                Ok((header, index, _)) => {
+                    self.findings.maps.take(header.total_bytes, object.whole, object.earlier);
+                    if object.whole {
+                        let hash = ObjectHeader::hash(&object.bytes).unwrap_or_default();
+                        self.findings.state.found_whole(&path, hash);
+                    }
+                    return Ok(Some(index));
+                }
                 Err(error) => error,
             },
         };
@@ -131,17 +146,22 @@ impl MapWalk<'_> {
     }
 
     fn damage(&mut self, path: &str, what: &str) {
-        self.findings.damage(path, format!("{what}; {WAY_OUT}"));
+        // The log says the same as long as it is whole.
+        let way_out = if self.horizon == Seq::ZERO { WAY_OUT } else { "" };
+        self.findings.damage(path, format!("{what}{way_out}"));
     }
 
-    /// Everything in a map, in order.
-    fn contents(&self, node: &Node, object: &Bytes) -> Result<(MapIndex, Runs), String> {
+    /// Everything in a map, in order; no runs of one that was not read whole.
+    fn contents(&self, node: &Node, object: &Got) -> Result<(ObjectHeader, MapIndex, Runs), String> {
+        let Got { bytes: object, whole, .. } = object;
         let place = map_place(self.maps.machine(), node.map);
         let open = || -> Result<(ObjectHeader, MapIndex, Runs), FormatError> {
             let (header, index) = index_of(self.maps.keys(), &place, object)?;
-            header.check_body(object)?;
             let mut runs = Vec::new();
-            for page in &index.pages {
+            if *whole {
+                header.check_body(object)?;
+            }
+            for page in index.pages.iter().filter(|_| *whole) {
                 let range = page_range(&header, page);
                 let len = object.len() as u64;
                 let sealed = &object[range.start.min(len) as usize..range.end.min(len) as usize];
@@ -155,14 +175,13 @@ impl MapWalk<'_> {
         let leaf = index.children.is_empty();
         match header.head == node.end.head && header.table_sealed_bytes == node.index_bytes && leaf == (node.level == 0)
         {
-            true => Ok((index, runs)),
+            true => Ok((header, index, runs)),
             false => Err("it is not the map that its node names".to_owned()),
         }
     }
 
     /// Whether a leaf says what its segments say; none when they cannot be read.
     async fn leaf(&mut self, index: &MapIndex, runs: &[(DiskId, MapRun)]) -> Result<Option<bool>, RecoverError> {
-        self.named.extend(index.segments.iter().cloned());
         let Some(before) = &self.disks else { return Ok(None) };
         let log = stream_log(self.maps.store(), self.maps.keys(), self.maps.machine());
         let mut leaf = Leaf::behind(self.maps.machine().clone(), before);

@@ -15,10 +15,9 @@ use model::{
 use probe::Rules;
 use store::{LogEnd, LogPosition, Store};
 
-use super::{Findings, KnownPoint, check_epochs, fetch};
-use crate::recover::progress::tell;
+use super::{Findings, Got, KnownPoint, check_epochs, fetch, obtain};
 use crate::recover::walk::{place, skeleton};
-use crate::recover::{ProgressFn, RecoverError, Stage, Validity};
+use crate::recover::{RecoverError, Validity};
 use crate::segments;
 
 /// What the stream turned out to hold.
@@ -92,7 +91,6 @@ pub(super) async fn check(
     start: Start<'_>,
     witness: Option<Seq>,
     findings: &mut Findings,
-    progress: Option<ProgressFn>,
 ) -> Result<Walked, RecoverError> {
     let log = LogKind::Stream;
     let promoted = &start.promoted;
@@ -112,10 +110,9 @@ pub(super) async fn check(
     let mut walk = Walk::new(store, keys, machine, witness, findings);
     walk.begin(&start);
     walk.folded_epoch = promoted.keys().next_back().copied().unwrap_or(0);
-    let total = skeleton.slots.len() as u64;
-    for (done, position) in skeleton.slots.into_iter().enumerate() {
+    for position in skeleton.slots {
         walk.object(position).await?;
-        tell(&progress, Stage::Verifying, done as u64 + 1, total);
+        walk.findings.state.save_if_due().await?;
     }
     let (walked, collected) = (walk.walked, walk.collected);
     if collected > 0 {
@@ -169,7 +166,11 @@ impl<'a> Walk<'a> {
 
     async fn object(&mut self, position: LogPosition) -> Result<(), RecoverError> {
         let path = segments::path(self.machine, LogKind::Stream, position);
-        match fetch(self.store, &path, self.findings).await? {
+        let found = match position.slot {
+            0 => fetch(self.store, &path, self.findings).await?.map(|bytes| Got { bytes, whole: true, earlier: false }),
+            _ => obtain(self.store, self.keys, &path, self.findings).await?,
+        };
+        match found {
             None if position.slot == 0 && position.epoch < self.folded_epoch => {
                 self.collected += 1;
                 self.link = self.link.map(|link| Link { hash: None, ..link });
@@ -177,17 +178,18 @@ impl<'a> Walk<'a> {
             None => {
                 self.unreadable(position, &path, "missing, though the log goes on behind it or the manifest names it")
             }
-            Some(object) => match self.header(position, &object) {
+            Some(object) => match self.header(position, &object.bytes) {
                 Err(error) => self.unreadable(position, &path, error),
                 Ok((header, hash)) => {
                     self.check_link(&path, &header);
                     match position.slot {
-                        0 => self.opening(position, &path, &object),
+                        0 => self.opening(position, &path, &object.bytes),
                         _ => self.segment(position, &path, &header, hash, &object).await?,
                     }
                     self.link = Some(Link { hash: Some(hash), head: header.head });
                     self.walked.head = header.head;
                     self.digest = Some(header.head.digest);
+                    self.findings.state.passed(header.head.position.seq, header.head.digest);
                 }
             },
         }
@@ -243,9 +245,13 @@ impl<'a> Walk<'a> {
         path: &str,
         header: &ObjectHeader,
         hash: ObjectHash,
-        object: &Bytes,
+        object: &Got,
     ) -> Result<(), RecoverError> {
+        self.findings.segments.take(header.total_bytes, object.whole, object.earlier);
         let (held, table) = self.contents(path, header, object);
+        if object.whole && held.damage.is_none() {
+            self.findings.state.found_whole(path, hash);
+        }
         let damage = held.damage;
         self.held.insert((self.machine.clone(), position), Some(held));
         let Some(table) = table else {
@@ -268,11 +274,13 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Opens table and frames. A body whose digest is wrong is still opened, to learn which frames are hit.
-    fn contents(&mut self, path: &str, header: &ObjectHeader, object: &Bytes) -> (Held, Option<Table>) {
+    /// Opens table and frames; of an object that was not read whole the table, and its frames are taken for good. A body
+    /// whose digest is wrong is still opened, to learn which frames are hit.
+    fn contents(&mut self, path: &str, header: &ObjectHeader, object: &Got) -> (Held, Option<Table>) {
+        let Got { bytes: object, whole, .. } = object;
         let mut damage = match header.check_body(object) {
-            Ok(()) => None,
-            Err(error) => self.findings.damage(path, error),
+            Err(error) if *whole => self.findings.damage(path, error),
+            _ => None,
         };
         let mut frames = BTreeMap::new();
         let table = match segments::table(self.keys, header, object) {
@@ -283,7 +291,8 @@ impl<'a> Walk<'a> {
             }
         };
         for frame in table.iter().flat_map(|table| &table.frames) {
-            match open(self.keys, header, frame, object) {
+            let opened = if *whole { open(self.keys, header, frame, object) } else { Ok(()) };
+            match opened {
                 Ok(()) => {
                     frames.insert(frame.number, frame.plain_bytes);
                 }
@@ -302,7 +311,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let path = segments::path(&reference.machine, LogKind::Stream, position);
-            let held = match fetch(self.store, &path, self.findings).await? {
+            let held = match obtain(self.store, self.keys, &path, self.findings).await? {
                 None => {
                     let damage = self.findings.damage(&path, "missing, though records of this machine refer to it");
                     Held { id: reference.id, frames: BTreeMap::new(), damage }
@@ -314,9 +323,9 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn foreign(&mut self, path: &str, reference: &SegmentRef, object: &Bytes) -> Held {
+    fn foreign(&mut self, path: &str, reference: &SegmentRef, object: &Got) -> Held {
         let position = LogPosition { epoch: reference.epoch, slot: reference.slot };
-        let header = ObjectHeader::parse(self.keys, object).and_then(|header| {
+        let header = ObjectHeader::parse(self.keys, &object.bytes).and_then(|header| {
             header.expect_place(ObjectKind::Segment, &place(&reference.machine, LogKind::Stream, position))?;
             Ok(header)
         });
@@ -429,14 +438,18 @@ pub(super) async fn check_kept(
     findings: &mut Findings,
 ) -> Result<Option<Lost>, RecoverError> {
     let path = segments::path(machine, LogKind::Stream, position);
-    let (damage, whole) = match fetch(store, &path, findings).await? {
+    let (damage, whole) = match obtain(store, keys, &path, findings).await? {
         None => (findings.damage(&path, "missing, though maps of points name it"), BTreeSet::new()),
         Some(object) => {
             let mut walk = Walk::new(store, keys, machine, None, findings);
-            match walk.header(position, &object) {
+            match walk.header(position, &object.bytes) {
                 Err(error) => (walk.findings.damage(&path, error), BTreeSet::new()),
-                Ok((header, _)) => {
+                Ok((header, hash)) => {
+                    walk.findings.segments.take(header.total_bytes, object.whole, object.earlier);
                     let held = walk.contents(&path, &header, &object).0;
+                    if object.whole && held.damage.is_none() {
+                        walk.findings.state.found_whole(&path, hash);
+                    }
                     (held.damage, held.frames.into_keys().collect())
                 }
             }
