@@ -24,5 +24,6 @@ mod power_cut;
 mod power_recording;
 mod prefix;
 mod refused;
+mod replica;
 mod restore;
 mod zombies;

@@ -37,7 +37,7 @@ impl Target {
     pub async fn open(path: &Path, format: ImageFormat, size: u64) -> io::Result<Option<Self>> {
         let opened = match format {
             ImageFormat::Raw => open_raw(path, size),
-            _ => Image::open(path, format, size, &whole(size)).await.map(Target::Image),
+            _ => open_image(path, format, size).await,
         };
         match opened {
             Ok(target) => Ok(Some(target)),
@@ -76,6 +76,18 @@ fn whole(size: u64) -> Vec<Extent> {
     Extent::new(0, size).into_iter().collect()
 }
 
+/// An image whose header, tables or footer are not those of this size was resized by a move that died, or changed by others.
+async fn open_image(path: &Path, format: ImageFormat, size: u64) -> io::Result<Target> {
+    let image = Image::open(path, format, size, &whole(size)).await?;
+    match image.altered_frame().await? {
+        None => Ok(Target::Image(image)),
+        Some(at) => {
+            let why = format!("{} is not a {format} of {size} bytes, as byte {at} says", path.display());
+            Err(io::Error::new(ErrorKind::InvalidData, why))
+        }
+    }
+}
+
 fn open_raw(path: &Path, size: u64) -> io::Result<Target> {
     let file = std::fs::OpenOptions::new().write(true).open(path)?;
     let found = file.metadata()?.len();
@@ -97,7 +109,7 @@ pub(super) fn resize_raw(path: &Path, size: u64) -> io::Result<Target> {
 
 /// Gives an image another size. Its tables depend on it, so it is made again beside the old one, which it then replaces. If
 /// the process dies in between there is the old one or the new; the new one does not fit a state that knows the old size, and
-/// is then built anew.
+/// is then built anew. A state that knows the old size may still meet tables of the same length: so they are compared.
 pub(super) async fn resize_image(path: &Path, format: ImageFormat, old_size: u64, size: u64) -> io::Result<Target> {
     let beside = path.with_added_extension("new");
     match std::fs::remove_file(&beside) {
@@ -117,4 +129,23 @@ pub(super) async fn resize_image(path: &Path, format: ImageFormat, old_size: u64
     new.finish().await?;
     std::fs::rename(&beside, path)?;
     Ok(Target::Image(new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_image_of_another_size_is_not_taken_for_the_one_that_was_made() {
+        let directory = tempfile::tempdir().expect("temp dir");
+        let path = directory.path().join("root.qcow2");
+        let (old, new) = (128 << 10, (128 << 10) - 512);
+        drop(Target::create(&path, ImageFormat::Qcow2, old).await.expect("made"));
+        let opens = async |size| Target::open(&path, ImageFormat::Qcow2, size).await.expect("read").is_some();
+        assert!(opens(old).await && !opens(new).await, "of one length, and yet not the same");
+        drop(resize_image(&path, ImageFormat::Qcow2, old, new).await.expect("resized"));
+        assert!(opens(new).await && !opens(old).await);
+        std::fs::remove_file(&path).expect("removed");
+        assert!(!opens(new).await);
+    }
 }
