@@ -74,6 +74,10 @@ fn damage_is_named_with_exit_code_3() {
     assert_eq!(found.code, 3, "a flipped bit is damage: {found:?}");
     let name = segment.file_name().expect("segment has a name").to_string_lossy().into_owned();
     assert!(format!("{}{}", found.stdout, found.stderr).contains(&name), "the object is named: {found:?}");
+    for (share, code) in [("100%", 3), ("0%", 2)] {
+        let sampled = site.run(&["verify", "db", "--sample", share]);
+        assert_eq!(sampled.code, code, "a sample of {share}: {sampled:?}");
+    }
     let dumped = site.run(&["dump", &segment.to_string_lossy()]);
     assert_eq!(dumped.code, 3, "dump says that the object is damaged: {dumped:?}");
     std::fs::write(&segment, &bytes[..middle]).expect("segment is cut");

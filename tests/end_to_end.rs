@@ -24,6 +24,7 @@ mod power_cut;
 mod power_recording;
 mod prefix;
 mod refused;
+mod replica;
 mod restore;
 mod system_disk;
 mod zombies;

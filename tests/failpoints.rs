@@ -75,7 +75,7 @@ const OFTEN: [(&str, u64); 10] = [
     ("agent-spool-write-after", 3),
     ("process-server-segment-put", 8),
     ("process-server-segment-looked", 8),
-    ("applier-replica-segment-applied", 6),
+    ("applier-replica-runs-written", 6),
     ("applier-commit-put", 2),
 ];
 

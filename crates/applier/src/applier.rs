@@ -1,5 +1,6 @@
 //! The role: one follower and one replica keeper for each machine, started and stopped together.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pins::PinRequests;
 use crate::recover::{RecoverError, Validity};
+use crate::replica::ReplicaConfig;
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
 use crate::{ApplierError, Clock, follow, replica};
 
 /// Settings of an applier.
 #[derive(Debug, Clone)]
 pub struct ApplierConfig {
-    /// Where replica disks are kept.
+    /// Where replicas have their state, and their disks but for those on devices.
     pub data_dir: PathBuf,
     /// Time between crash points.
     pub crash_every: Duration,
@@ -32,12 +34,16 @@ pub struct ApplierConfig {
     pub retention: Retention,
     /// How often the log is asked for more; 200 ms is a good choice.
     pub poll: Duration,
-    /// Whether replica disks are kept.
-    pub replica: bool,
+    /// How the replica of each machine is kept; of machines that are not here none is.
+    pub replicas: BTreeMap<MachineName, ReplicaConfig>,
+    /// A replica that trails by more than this is rebuilt out of maps rather than by applying every record.
+    pub replica_lag: Duration,
     /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
     pub map_segments: usize,
-    /// Whether what an acknowledged manifest makes needless is deleted (rule 6 of the epoch log).
-    pub prefix_gc: bool,
+    /// Time between two looks at what the policy keeps no longer: points, the horizon, garbage. 60 s is a good choice.
+    pub tidy_every: Duration,
+    /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.
+    pub gc: bool,
 }
 
 /// The safety rules in force: all, but for the tests and the simulation that show what each is good for.
@@ -67,6 +73,8 @@ pub(crate) struct SegmentRun {
 /// What the follower of a machine has committed: the replica may go there.
 #[derive(Default)]
 pub(crate) struct Committed {
+    /// Segments up to here may be gone.
+    pub horizon: Seq,
     /// Maps of the history up to the last leaf.
     pub nodes: Vec<Node>,
     /// Promoted segments up to the last, from somewhere at or before the end of the last node on.
@@ -169,7 +177,7 @@ impl Applier {
         let stop = CancellationToken::new();
         let shared = machines.into_iter().map(|machine| {
             Arc::new(Shared {
-                status: Mutex::new(MachineStatus::new(machine.clone(), config.replica)),
+                status: Mutex::new(MachineStatus::new(machine.clone(), config.replicas.contains_key(&machine))),
                 config: config.clone(),
                 store: store.clone(),
                 keys: keys.clone(),
@@ -186,8 +194,8 @@ impl Applier {
         let mut tasks = JoinSet::new();
         for shared in &machines {
             tasks.spawn(follow::run(shared.clone()));
-            if config.replica {
-                tasks.spawn(replica::run(shared.clone()));
+            if let Some(replica) = config.replicas.get(&shared.machine) {
+                tasks.spawn(replica::run(shared.clone(), replica.clone()));
             }
         }
         Ok(Arc::new(Self { machines, stop, tasks: tokio::sync::Mutex::new(tasks) }))
@@ -205,11 +213,11 @@ impl Applier {
         found.map(|shared| shared.with_status(|status| status.events.iter().cloned().collect())).unwrap_or_default()
     }
 
-    /// Where the replica of a machine stands; none when it has none or has not begun.
+    /// Where the replica of a machine stands; none when it has none, has not begun or is being rebuilt.
     pub fn processed(&self, machine: &MachineName) -> Option<Seq> {
         let shared = self.machines.iter().find(|shared| shared.machine == *machine)?;
         let replica = shared.with_status(|status| status.replica.clone())?;
-        Some(replica.seq).filter(|seq| *seq > Seq::ZERO)
+        Some(replica.seq).filter(|seq| *seq > Seq::ZERO && !replica.rebuilding)
     }
 
     /// Holds a point of a machine whatever the policy says, or holds it no longer; returns once that is acknowledged.

@@ -1,22 +1,25 @@
-//! Prefix GC by the applier that owns the manifest log (rule 6 of docs/rfcs/0001-epoch-log.md); off unless switched on.
+//! Garbage collection by the applier that owns the manifest log (rule 6 of docs/rfcs/0001-epoch-log.md, and
+//! docs/rfcs/0006-horizon.md for segments and maps); off unless switched on.
 //!
 //! A pass follows an acknowledged commit or our own opening, at most one a minute, and is bounded, so that promotion waits
 //! for little and an idle machine costs nothing. A doubt stops the pass, not the applier: what is not collected does no
 //! harm.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use model::{EventKind, Severity};
-use store::{CollectError, Collected, EpochLog, StoreError};
+use format::keys::Keys;
+use model::{EventKind, MachineName, PointId, Severity};
+use probe::Rules;
+use store::{CollectError, Collected, EpochLog, LogPosition, Needed, Plan, Store, StoreError};
 use tokio::time::Instant;
 
-use crate::ApplierError;
 use crate::applier::Shared;
 use crate::manifest::ManifestOwner;
+use crate::maps::Maps;
+use crate::recover::{RecoverError, stream_log, unknown};
 use crate::replica::describe;
-
-/// Time between two passes.
-const PASS_EVERY: Duration = Duration::from_secs(60);
+use crate::{ApplierError, manifest, needed};
 
 /// Objects deleted by one pass.
 const PASS_OBJECTS_MAX: usize = 512;
@@ -27,12 +30,13 @@ pub(crate) struct Collection {
     due: bool,
     passed_at: Option<Instant>,
     trouble: Option<String>,
+    marked: Marked,
 }
 
 impl Collection {
     /// Our own opening is acknowledged: older manifest epochs may go.
     pub fn new() -> Self {
-        Self { due: true, passed_at: None, trouble: None }
+        Self { due: true, passed_at: None, trouble: None, marked: Marked::default() }
     }
 
     /// A commit was acknowledged.
@@ -46,12 +50,13 @@ impl Collection {
         shared: &Shared,
         owner: &ManifestOwner,
         stream: &EpochLog,
+        maps: &Arc<Maps>,
     ) -> Result<(), ApplierError> {
-        let rested = self.passed_at.is_none_or(|at| at.elapsed() >= PASS_EVERY);
-        if !(shared.config.prefix_gc && self.due && rested) {
+        let rested = self.passed_at.is_none_or(|at| at.elapsed() >= shared.config.tidy_every);
+        if !(self.due && rested) {
             return Ok(());
         }
-        let passed = pass(owner, stream).await;
+        let passed = self.pass(owner, stream, maps, shared.rules.applier).await;
         self.passed_at = Some(Instant::now());
         match passed {
             Ok(collected) => {
@@ -59,9 +64,12 @@ impl Collection {
                 tell(shared, &collected);
                 Ok(())
             }
-            Err(CollectError::Store(error @ StoreError::Fenced { .. })) => Err(error.into()),
+            Err(PassError::Collect(CollectError::Store(error @ StoreError::Fenced { .. }))) => Err(error.into()),
             Err(error) => {
-                let text = format!("prefix GC stopped and deletes no more until this is settled: {}", describe(&error));
+                let text = format!(
+                    "garbage collection stopped and deletes no more until this is settled: {}",
+                    describe(&error)
+                );
                 if self.trouble.as_ref() != Some(&text) {
                     shared.event(Severity::Warning, EventKind::Collection, text.clone());
                 }
@@ -72,12 +80,76 @@ impl Collection {
     }
 }
 
-async fn pass(owner: &ManifestOwner, stream: &EpochLog) -> Result<Collected, CollectError> {
-    let plan = owner.writer().plan_collection(stream).await?;
-    for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
-        tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
+/// What the applier of a machine would delete now with `gc` on, found without owning anything. Positions that the journal window
+/// has left while no applier moved the horizon are not in it. Errors: as recovery has them, and whatever is in doubt.
+pub async fn preview_collection(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<Plan, ApplierError> {
+    store::open_vault(store, keys).await?;
+    let stream = stream_log(store, keys, machine);
+    if !stream.exists().await? {
+        return Err(unknown(store, machine).await?.into());
     }
-    Ok(owner.writer().collect(&plan, PASS_OBJECTS_MAX).await?)
+    let log = manifest::log(store, keys, machine);
+    let newest = log.read_newest().await?;
+    let read = log.manifest_of(&newest.entries)?;
+    let maps = Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone()));
+    let needed = needed::needed(&maps, newest.end.position.epoch, &read, Rules::ALL).await?;
+    Ok(store::preview_collection(&log, &stream, needed).await?)
+}
+
+/// A pass was not finished; what it did stays done.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    /// A doubt, or the store.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
+    /// A map that says what is needed cannot be read.
+    #[error(transparent)]
+    Mark(#[from] RecoverError),
+}
+
+impl Collection {
+    async fn pass(
+        &mut self,
+        owner: &ManifestOwner,
+        stream: &EpochLog,
+        maps: &Arc<Maps>,
+        rules: Rules,
+    ) -> Result<Collected, PassError> {
+        let needed = self.marked.needed(owner, maps, rules).await?;
+        let plan = owner.writer().plan_collection(stream, needed).await?;
+        for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
+            tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
+        }
+        Ok(owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?)
+    }
+}
+
+/// What was marked last. Every run of every map up to the horizon is read for it, so it is done anew only when there is something
+/// to be gained: the horizon moved, or points before it went.
+#[derive(Default)]
+struct Marked {
+    points: BTreeSet<PointId>,
+    needed: Option<Needed>,
+}
+
+impl Marked {
+    async fn needed(
+        &mut self,
+        owner: &ManifestOwner,
+        maps: &Arc<Maps>,
+        rules: Rules,
+    ) -> Result<Option<Needed>, RecoverError> {
+        let manifest = owner.manifest();
+        let horizon = manifest.horizon.as_ref().map(|last| LogPosition { epoch: last.epoch, slot: last.slot });
+        let same = self.needed.as_ref().map(|needed| needed.horizon) == horizon
+            && self.points.iter().eq(manifest.point_maps.keys());
+        if !same {
+            *self = Self::default();
+            self.needed = needed::needed(maps, owner.epoch(), manifest, rules).await?;
+            self.points = manifest.point_maps.keys().copied().collect();
+        }
+        Ok(self.needed.clone())
+    }
 }
 
 fn tell(shared: &Shared, collected: &Collected) {
@@ -85,12 +157,13 @@ fn tell(shared: &Shared, collected: &Collected) {
         return;
     }
     let machine = shared.machine.to_string();
-    let Collected { void, openings, manifests, bytes, .. } = *collected;
-    for (kind, objects) in [("void", void), ("opening", openings), ("manifest", manifests)] {
+    let Collected { void, openings, manifests, segments, maps, bytes, .. } = *collected;
+    let kinds = [("void", void), ("opening", openings), ("manifest", manifests), ("segment", segments), ("map", maps)];
+    for (kind, objects) in kinds {
         let counter =
             metrics::counter!("applier_collected_objects_total", "machine" => machine.clone(), "kind" => kind);
         counter.increment(objects);
     }
     metrics::counter!("applier_collected_bytes_total", "machine" => machine).increment(bytes);
-    shared.event(Severity::Info, EventKind::Collection, format!("prefix GC: {collected}"));
+    shared.event(Severity::Info, EventKind::Collection, format!("garbage collection: {collected}"));
 }

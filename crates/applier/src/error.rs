@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use format::FormatError;
 use format::map::MapTooLarge;
-use model::{MachineName, Seq};
-use store::StoreError;
+use model::{DiskName, MachineName, Seq};
+use store::{CollectError, StoreError};
 
 use crate::recover::RecoverError;
 
@@ -18,6 +18,9 @@ pub enum ApplierError {
     /// Reading the history failed.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// What is garbage cannot be told.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
     /// A file of ours could not be used.
     #[error("cannot {operation} {path}: {source}")]
     File {
@@ -45,6 +48,34 @@ pub enum ApplierError {
         path: PathBuf,
         /// Where it stands.
         seq: Seq,
+    },
+    /// A replica disk does not fit its block device.
+    #[error(
+        "replica disk {disk} has {disk_bytes} bytes, its device {path} {device_bytes}: enlarge the device, name a larger \
+         one as replica_device, or leave the key out to keep the disk in a file"
+    )]
+    DeviceTooSmall {
+        /// The device.
+        path: PathBuf,
+        /// The disk.
+        disk: DiskName,
+        /// Bytes of the device.
+        device_bytes: u64,
+        /// Bytes of the disk.
+        disk_bytes: u64,
+    },
+    /// A block device holds something that is not this replica.
+    #[error(
+        "device {path} is not taken for replica disk {disk}: it is not known as this replica's and holds other than zeros, \
+         first at byte {at}; name another one, or, if nothing on it is needed, make it blank (`blkdiscard --zeroout {path}`)"
+    )]
+    DeviceNotBlank {
+        /// The device.
+        path: PathBuf,
+        /// The disk.
+        disk: DiskName,
+        /// Offset of the first byte that is not zero.
+        at: u64,
     },
     /// The process is stopping.
     #[error("stopped half-way: the next start goes on")]
@@ -108,7 +139,7 @@ impl ApplierError {
         match self {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
-            ApplierError::Diverged { .. } => 3,
+            ApplierError::Diverged { .. } | ApplierError::Collect(_) => 3,
             _ => 1,
         }
     }

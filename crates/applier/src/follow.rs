@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun, Shared};
 use crate::collect::Collection;
+use crate::horizon::{self, Moving};
 use crate::manifest::ManifestOwner;
 use crate::maps::{Mapping, Maps, Stretch};
 use crate::pins::PinsUnderway;
@@ -49,7 +50,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const DAMAGE_WAIT: Duration = Duration::from_secs(600);
 
 /// Exit code of errors that are damage.
-const DAMAGE_CODE: u8 = 3;
+pub(crate) const DAMAGE_CODE: u8 = 3;
 
 /// Wait before the manifest log is taken back from another applier.
 const FENCED_WAIT: Duration = Duration::from_secs(30);
@@ -129,6 +130,8 @@ struct Follower<'a> {
     head: LogHead,
     /// Slots up to here are in the acknowledged manifest.
     folded: LogPosition,
+    /// Read, and not taken in before the leaf of the epoch before it is put.
+    waiting: Option<Box<LogEntry>>,
     /// Segments of the manifest that were met again since the start.
     compared: usize,
     /// Segments behind the start, for the replica.
@@ -138,6 +141,7 @@ struct Follower<'a> {
     mapping: Mapping,
     thinning: Thinning,
     pins: PinsUnderway,
+    moving: Moving,
     collection: Collection,
 }
 
@@ -158,6 +162,7 @@ impl<'a> Follower<'a> {
             schedule,
             head: start.head,
             folded: LogPosition { epoch, slot },
+            waiting: None,
             compared: 0,
             recent: SegmentRun { start: start.head, segments: Vec::new() },
             next: ManifestCommit::default(),
@@ -165,6 +170,7 @@ impl<'a> Follower<'a> {
             mapping: Mapping::behind(maps, manifest, shared.config.map_segments, shared.rules.applier).await?,
             thinning: Thinning::default(),
             pins: PinsUnderway::default(),
+            moving: Moving::default(),
             collection: Collection::new(),
             log,
             owner,
@@ -180,7 +186,7 @@ impl<'a> Follower<'a> {
                 *progressed = true;
                 self.shared.with_status(|status| status.last_error = None);
             }
-            if !published && self.reader.end().position >= self.folded {
+            if !published && self.has_met_all() {
                 published = true;
                 self.publish();
             }
@@ -190,18 +196,20 @@ impl<'a> Follower<'a> {
                 self.next.points.push(point);
             }
             // Not before everything the manifest names was met again: until then nobody knows which points are valid.
-            if self.reader.end().position >= self.folded && self.next.dropped.is_empty() {
+            if self.has_met_all() && self.next.dropped.is_empty() {
                 let (config, now) = (&self.shared.config, self.shared.clock.now());
                 let (manifest, validity) = (self.owner.manifest(), self.schedule.validity());
                 self.next.dropped = self.thinning.due(config, manifest, validity, now);
             }
             self.pins.take_up(&self.shared.pins, self.owner.manifest(), &mut self.next);
             self.commit_if_due().await?;
-            if self.mapping.is_full() {
+            if self.is_leaf_full() {
                 self.put_map().await?;
             }
-            if matches!(wait, Some(Wait::CaughtUp)) {
-                self.collection.run_if_due(self.shared, &self.owner, &self.log).await?;
+            if matches!(wait, Some(Wait::CaughtUp)) && self.shared.config.gc {
+                self.move_horizon().await?;
+                let maps = self.mapping.maps().clone();
+                self.collection.run_if_due(self.shared, &self.owner, &self.log, &maps).await?;
             }
             self.tell(&wait);
             if wait.is_some() && !self.shared.pause(self.shared.config.poll).await {
@@ -211,13 +219,30 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
+    /// Whether everything that the manifest names was read again and taken in.
+    fn has_met_all(&self) -> bool {
+        self.waiting.is_none() && self.reader.end().position >= self.folded
+    }
+
+    /// Whether the leaf is to be put before anything else is taken in.
+    fn is_leaf_full(&self) -> bool {
+        self.mapping.is_full() || self.waiting.is_some()
+    }
+
     /// Takes the next object in, or says why there is none.
     async fn read_next(&mut self) -> Result<Option<Wait>, ApplierError> {
+        if let Some(entry) = self.waiting.take() {
+            self.take(*entry)?;
+            return Ok(None);
+        }
         match self.reader.next().await? {
+            Found::Entry(entry) if entry.position.slot == 0 => Ok(None),
+            Found::Entry(entry) if self.mapping.is_of_other_epoch(entry.position.epoch) => {
+                self.waiting = Some(entry);
+                Ok(None)
+            }
             Found::Entry(entry) => {
-                if entry.position.slot > 0 {
-                    self.take(*entry)?;
-                }
+                self.take(*entry)?;
                 Ok(None)
             }
             Found::Unopened { .. } => Ok(Some(Wait::Undecided)),
@@ -287,7 +312,7 @@ impl<'a> Follower<'a> {
     async fn commit_if_due(&mut self) -> Result<(), ApplierError> {
         let segments = self.next.segments.len();
         let rested = self.committed_at.is_none_or(|at| at.elapsed() >= COMMIT_EVERY);
-        let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.mapping.is_full();
+        let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.is_leaf_full();
         if self.next.is_empty() || !due {
             return Ok(());
         }
@@ -321,6 +346,34 @@ impl<'a> Follower<'a> {
             self.recent.start = last.head;
         }
         self.publish();
+        Ok(())
+    }
+
+    /// Moves the horizon behind the journal window, if it is time to look and nothing else is under way.
+    async fn move_horizon(&mut self) -> Result<(), ApplierError> {
+        let config = &self.shared.config;
+        if !(self.has_met_all() && self.next.is_empty() && self.moving.is_due(config.tidy_every)) {
+            return Ok(());
+        }
+        let (maps, manifest) = (self.mapping.maps().clone(), self.owner.manifest());
+        // The replica reads the segments behind its position.
+        let behind = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
+        let now = self.shared.clock.now();
+        let rules = self.shared.rules.applier;
+        let next = horizon::next(&maps, manifest, config.journal_window, now, behind, rules).await;
+        let Some(next) = self.moving.hear(self.shared, next.map_err(ApplierError::from))?.flatten() else {
+            return Ok(());
+        };
+        let mapped = horizon::map_points(&self.log, &mut self.mapping, self.owner.epoch(), manifest, &next).await;
+        let Some(point_maps) = self.moving.hear(self.shared, mapped)? else { return Ok(()) };
+        let message = format!(
+            "up to seq {} only points open now; {} of them got a map",
+            next.head.position.seq,
+            point_maps.len()
+        );
+        (self.next.horizon, self.next.point_maps) = (Some(next), point_maps);
+        self.commit().await?;
+        self.shared.event(Severity::Info, EventKind::Collection, message);
         Ok(())
     }
 
@@ -362,13 +415,15 @@ impl<'a> Follower<'a> {
         self.shared.with_status(|status| {
             (status.processed_seq, status.processed_time) = (last.position.seq, last.time);
             status.points = manifest.points.len() as u64;
+            status.horizon_seq = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
             status.segments = manifest.ends.iter().map(|end| end.slot).sum();
         });
         let mut recent = self.recent.clone();
         let promoted = recent.segments.partition_point(|segment| segment.head.position.seq <= last.position.seq);
         recent.segments.truncate(promoted);
         let (nodes, validity) = (manifest.nodes.clone(), self.schedule.validity().clone());
-        self.shared.commit(Committed { nodes, recent, validity });
+        let horizon = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
+        self.shared.commit(Committed { horizon, nodes, recent, validity });
     }
 
     fn tell(&self, wait: &Option<Wait>) {

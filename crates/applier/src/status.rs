@@ -28,13 +28,15 @@ pub struct MachineStatus {
     pub lag_seconds: f64,
     /// Recovery points in the manifest.
     pub points: u64,
-    /// Segments in the manifest.
+    /// Every position behind this one opens, up to it only points do; 0 while all do.
+    pub horizon_seq: Seq,
+    /// Segments behind the horizon that are promoted.
     pub segments: u64,
     /// Our epoch in the manifest log; 0 while we do not own it.
     pub manifest_epoch: u64,
     /// Whether the end of what is processed lies inside a drain.
     pub draining: bool,
-    /// The replica; none when none is kept.
+    /// The replica; none when none is kept by policy.
     pub replica: Option<ReplicaStatus>,
     /// What failed last and has not succeeded since.
     pub last_error: Option<String>,
@@ -45,12 +47,14 @@ pub struct MachineStatus {
 /// Where a machine's replica disks stand.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplicaStatus {
-    /// The position they stand at; 0 before the first.
+    /// The position they stand at, or stood at before they were moved; 0 before the first.
     pub seq: Seq,
     /// Its time.
     pub time: Timestamp,
     /// Where they are being moved to, while they are.
     pub moving_to: Option<Seq>,
+    /// Whether they are being rebuilt from `seq` to `moving_to` out of maps: meanwhile they stand nowhere.
+    pub rebuilding: bool,
     /// What failed last and has not succeeded since.
     pub last_error: Option<String>,
 }
@@ -64,6 +68,7 @@ impl MachineStatus {
             processed_time: Timestamp::default(),
             lag_seconds: 0.0,
             points: 0,
+            horizon_seq: Seq::ZERO,
             segments: 0,
             manifest_epoch: 0,
             draining: true,

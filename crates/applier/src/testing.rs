@@ -168,6 +168,8 @@ impl TestLog {
         assert_eq!(attached.end(), self.end, "everything put is accepted");
         self.writer = attached.open(Vec::new()).await.expect("opened");
         (self.end, self.slot) = (self.writer.opening_end(), 1);
+        // What is known of chunks dies with the epoch.
+        self.known.clear();
     }
 
     pub fn last(&self) -> Seq {

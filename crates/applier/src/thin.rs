@@ -4,8 +4,6 @@
 //! never dropped, and a drop is part of a commit, so that an owner that dies leaves it done or not done. Dropped is the
 //! point's name: no segment goes, and its position can still be opened by time or seq.
 
-use std::time::Duration;
-
 use format::manifest::Manifest;
 use model::retention::Candidate;
 use model::{PointId, Timestamp};
@@ -13,9 +11,6 @@ use tokio::time::Instant;
 
 use crate::ApplierConfig;
 use crate::recover::Validity;
-
-/// Time between two looks at the points.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// When the policy was asked last.
 #[derive(Default)]
@@ -32,7 +27,7 @@ impl Thinning {
         validity: &Validity,
         now: Timestamp,
     ) -> Vec<PointId> {
-        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY.min(config.crash_every)) {
+        if self.looked_at.is_some_and(|at| at.elapsed() < config.tidy_every) {
             return Vec::new();
         }
         self.looked_at = Some(Instant::now());

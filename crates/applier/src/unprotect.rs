@@ -14,8 +14,9 @@ use format::object::LogKind;
 use futures::TryStreamExt;
 use model::MachineName;
 use serde::Serialize;
-use store::{EpochLog, LogEnd, LogRules, Store};
+use store::{EpochLog, LogRules, Store};
 
+use crate::maps::end_of;
 use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, manifest, recover, replica, segments};
 
@@ -102,7 +103,11 @@ async fn refuse_if_referenced(store: &Store, keys: &Arc<Keys>, machine: &Machine
 }
 
 async fn refers_to(log: &EpochLog, machine: &MachineName) -> Result<bool, ApplierError> {
-    let mut reader = StreamReader::behind(log.clone(), LogEnd::default(), LogRules::ALL);
+    // Before the horizon everything was taken in by maps, which name nothing of other machines.
+    let manifests = manifest::log(&log.store, &log.keys, &log.machine);
+    let horizon = manifest::read(&manifests, LogRules::ALL).await?.horizon;
+    let start = horizon.as_ref().map(end_of).unwrap_or_default();
+    let mut reader = StreamReader::behind(log.clone(), start, LogRules::ALL);
     loop {
         let entry = match reader.next().await? {
             Found::Entry(entry) => entry,

@@ -169,6 +169,18 @@ impl Image {
         Ok(())
     }
 
+    /// Makes a range of those that may be written read as zeros, and gives its space back where the file system can.
+    pub async fn zero(&self, extent: Extent) -> io::Result<()> {
+        check_extent(extent, self.size)?;
+        for (part, at) in self.layout.parts(extent) {
+            // A hole reads as zeros.
+            let Some(at) = at else { continue };
+            let place = Extent::new(at, part.len()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+            self.file.zero(place, true).await?;
+        }
+        Ok(())
+    }
+
     /// Every write completed before the call is durable when it returns.
     pub async fn sync(&self) -> io::Result<()> {
         self.file.flush().await

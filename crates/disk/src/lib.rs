@@ -1,10 +1,12 @@
 //! Disks as files: what the agent reads and writes, what the applier keeps, what a restore produces.
 
 mod bounds;
+mod device;
 mod image;
 pub mod memory;
 mod raw;
 
+pub use device::device_identity;
 pub use image::{Image, ImageFormat, ImageFormatError};
 pub use memory::MemoryDisk;
 pub use raw::RawDisk;

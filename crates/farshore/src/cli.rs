@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use applier::recover::Share;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{DiskName, MachineName, PointId, RecordDigest, Selector, Seq};
 use nbd::ListenAddress;
@@ -86,6 +87,8 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
+    /// Say of every object that the applier would delete (with `gc = true`) why it may go; deletes nothing
+    Gc(GcArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
     /// Show what an object file of the store is and holds
@@ -163,6 +166,16 @@ pub struct MarkArgs {
     /// What to call the point; printable text of at most 200 bytes
     #[arg(long, value_parser = label)]
     pub label: String,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// Only explain: the one thing this command does, for deleting is up to the running applier
+    #[arg(long, required = true)]
+    pub dry_run: bool,
 }
 
 /// `pin` and `unpin`
@@ -322,6 +335,15 @@ pub struct VerifyArgs {
     /// `verify`): the witness against loss of the newest tail
     #[arg(long, value_name = "H")]
     pub head: Option<Head>,
+    /// Read only this share of the segments and maps whole, drawn by chance, such as 1%; of the others header and table
+    #[arg(long, value_name = "P%")]
+    pub sample: Option<Share>,
+    /// Draw the same share as the verify that showed this seed
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub seed: Option<u32>,
+    /// Remember in this file what was read, so that a verify that was killed goes on with the rest; it goes when all is read
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 }
 
 /// A witnessed end of the log.
@@ -404,6 +426,10 @@ mod tests {
         assert!(cli.global.json);
         assert!(Cli::try_parse_from("farshore points ../etc".split(' ')).is_err());
         assert!(Cli::try_parse_from("farshore verify web --at noon".split(' ')).is_err());
+        assert!(Cli::try_parse_from("farshore verify web --sample 1% --seed 7".split(' ')).is_ok());
+        for bad in ["--sample 1", "--sample 0%", "--seed 7"] {
+            assert!(Cli::try_parse_from(format!("farshore verify web {bad}").split(' ')).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -82,13 +82,15 @@ fn file(u: Source) -> Result<ConfigFile> {
             transport: text(u, &["tls", "quic", "auto"])?,
             segment_bytes: size(u)?,
             segment_age: text(u, &["1s", "50ms", "1m"])?,
+            epoch_life: text(u, &["6h", "1m", "7d"])?,
         },
-        applier: ApplierTable { prefix_gc: u.arbitrary()?, map_segments: u.arbitrary()? },
+        applier: ApplierTable { gc: u.arbitrary()?, map_segments: u.arbitrary()? },
         policy: PolicyTable {
             crash_every: text(u, &["60s", "1h"])?,
             journal_window: text(u, &["24h", "0s"])?,
             retention: text(u, &["24h:all, 7d:1h, 30d:1d, 1y:1w", "1h:5m"])?,
             rpo_target: text(u, &["30s"])?,
+            replica_lag: text(u, &["10m"])?,
         },
         machine: list(u, machine)?,
     })
@@ -105,6 +107,8 @@ fn machine(u: Source) -> Result<MachineTable> {
         },
         queue_bytes: size(u)?,
         spool_bytes: size(u)?,
+        replica: text(u, &["warm", "none"])?,
+        replica_format: text(u, &["raw", "qcow2", "vhd"])?,
         disk: list(u, |u| {
             Ok(DiskTable {
                 name: text(u, &["root", "data", "d"])?,
@@ -114,6 +118,7 @@ fn machine(u: Source) -> Result<MachineTable> {
                 } else {
                     None
                 },
+                replica_device: if u.ratio(1, 8)? { Some(text(u, &["/dev/vdb", "/dev/sda"])?) } else { None },
             })
         })?,
     })

@@ -141,10 +141,12 @@ pub(crate) fn manifest() -> Manifest {
     Manifest {
         nodes: Vec::new(),
         segments: vec![promoted(1), promoted(2)],
+        horizon: Some(Promoted { epoch: 2, ..promoted(9) }),
         ends: vec![EpochEnd { epoch: 3, slot: 2 }],
         drains: vec![Drain { seq: Seq(42), step: DrainStep::Begin { lost_after: Seq(40) } }],
         points: vec![point()],
         pins: [point().id].into(),
+        point_maps: [(point().id, node(0, 9))].into(),
     }
 }
 
@@ -157,6 +159,8 @@ pub(crate) fn manifest_commit() -> ManifestCommit {
         pinned: vec![point().id],
         unpinned: vec![PointId([0x5b; 16])],
         nodes: vec![node(0, 2)],
+        horizon: Some(promoted(2)),
+        point_maps: vec![(point().id, node(0, 1))],
     }
 }
 

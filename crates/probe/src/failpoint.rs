@@ -65,7 +65,7 @@ pub const FAILPOINTS: &[Failpoint] = &[
     of("applier", "applier-map-put-before"),
     of("applier", "applier-map-put"),
     of("applier", "applier-replica-intent-durable"),
-    of("applier", "applier-replica-segment-applied"),
+    of("applier", "applier-replica-runs-written"),
     of("applier", "applier-replica-disks-flushed"),
     of("applier", "applier-replica-state-synced"),
     of("applier", "applier-replica-state-renamed"),

@@ -61,6 +61,12 @@ pub enum Rule {
     MergeNewestOnTop,
     /// A range is read from the newest map that has it.
     NewestMapFirst,
+    /// The horizon stays behind the journal window.
+    HorizonBehindWindow,
+    /// What points before the horizon read from is not deleted.
+    PointsHoldSegments,
+    /// What positions behind the horizon read from before it is not deleted.
+    HorizonHoldsSegments,
 }
 
 impl Rule {
@@ -92,6 +98,9 @@ impl Rule {
         Rule::MapSaysZeros,
         Rule::MergeNewestOnTop,
         Rule::NewestMapFirst,
+        Rule::HorizonBehindWindow,
+        Rule::PointsHoldSegments,
+        Rule::HorizonHoldsSegments,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -151,6 +160,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::NewestMapFirst as usize + 1);
+        assert_eq!(all.len(), Rule::HorizonHoldsSegments as usize + 1);
     }
 }

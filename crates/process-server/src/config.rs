@@ -32,6 +32,9 @@ pub struct ProcessServerConfig {
     pub segment_bytes: u64,
     /// A segment is sealed this long after its first record at the latest: the knob of the recovery point objective.
     pub segment_age: Duration,
+    /// A stream goes on in a new epoch after this time: what is stored is deleted by whole epochs, and chunks are found again
+    /// within one epoch only.
+    pub epoch_life: Duration,
     /// Bytes of one machine that may be received and not yet stored; raised to one largest frame.
     pub credit_bytes: u64,
     /// Threads that chunk, compress and seal; 0 runs that work inline, for simulations.
@@ -45,12 +48,13 @@ pub struct ProcessServerConfig {
 }
 
 impl ProcessServerConfig {
-    /// The defaults: 8 MiB or 1 s segments, 64 MiB credit, a worker for each core, 4 uploads, 2^18 chunks.
+    /// The defaults: 8 MiB or 1 s segments, 6 h epochs, 64 MiB credit, a worker for each core, 4 uploads, 2^18 chunks.
     pub fn new(name: MachineName) -> Self {
         Self {
             name,
             segment_bytes: 8 << 20,
             segment_age: Duration::from_secs(1),
+            epoch_life: Duration::from_secs(6 * 3600),
             credit_bytes: 64 << 20,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             uploads_max: 4,
@@ -67,6 +71,9 @@ impl ProcessServerConfig {
         }
         if self.segment_age < Duration::from_millis(1) || self.segment_age > Duration::from_secs(3600) {
             return bad("segment_age", "set it to 1ms up to 1h");
+        }
+        if self.epoch_life < Duration::from_secs(1) {
+            return bad("epoch_life", "set it to 1s or more");
         }
         if !(1..=UPLOADS_MAX).contains(&self.uploads_max) {
             return bad("uploads_max", "set it to 1 up to 64");
@@ -99,6 +106,7 @@ mod tests {
             (ProcessServerConfig { segment_bytes: 1, ..config() }, "segment_bytes"),
             (ProcessServerConfig { segment_bytes: 1 << 40, ..config() }, "segment_bytes"),
             (ProcessServerConfig { segment_age: Duration::ZERO, ..config() }, "segment_age"),
+            (ProcessServerConfig { epoch_life: Duration::ZERO, ..config() }, "epoch_life"),
             (ProcessServerConfig { uploads_max: 0, ..config() }, "uploads_max"),
             (ProcessServerConfig { workers: 1 << 20, ..config() }, "workers"),
         ];

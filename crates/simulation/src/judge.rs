@@ -7,11 +7,15 @@ use std::time::Duration;
 use applier::ApplierRules;
 use applier::recover::{self, ErrorKind, LoadOptions, PointReader, RecoverError, Resolved};
 use format::keys::Keys;
-use model::{Extent, MachineName, RecordDigest, Selector, Seq};
+use model::{Extent, MachineName, RecordDigest, Selector, Seq, Timestamp};
 use store::{SplitMix64, Store};
 
 use crate::machine::Machine;
+use crate::servers::JOURNAL_WINDOW;
 use crate::stamp::judge_alone;
+
+/// How long an epoch that nobody opened is waited for.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// What an oracle found to be wrong: a promise was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct Questions {
 pub struct Answers {
     /// Opened positions, by position.
     pub opened: Vec<Opened>,
+    /// The last position before which only points open, and its time.
+    pub horizon: (Seq, Timestamp),
     /// Position and digest of the log's end.
     pub head: Option<(Seq, RecordDigest)>,
     /// Recovery points there are.
@@ -81,26 +87,53 @@ pub struct Answers {
 
 /// Reads the stream and opens positions. Errors: as recovery has them.
 pub async fn ask(mut questions: Questions) -> Result<Answers, RecoverError> {
+    loop {
+        let history = load(&mut questions).await?;
+        match answer(&history, &mut questions).await {
+            // Collected while we looked: what is retained opens through newer maps.
+            Err(error) if error.is_missing() && history.is_stale().await? => {}
+            answers => return answers,
+        }
+    }
+}
+
+async fn load(questions: &mut Questions) -> Result<recover::History, RecoverError> {
     // An owner that died before it opened its epoch leaves the end undecided; nobody opens one on a judge's behalf here.
     // The log alone must say the same as the maps of it.
     let without_maps = questions.rng.below(4) == 0;
-    let options = LoadOptions { settle: Duration::from_secs(2), without_maps, progress: None };
+    let options = LoadOptions { settle: SETTLE, without_maps, progress: None };
     let (store, keys) = (&questions.store, questions.keys.clone());
-    let history = recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await?;
+    let loaded = recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await;
+    match loaded {
+        Err(RecoverError::LogCollected { .. }) => {
+            let (keys, options) = (questions.keys.clone(), LoadOptions { settle: SETTLE, ..LoadOptions::default() });
+            recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await
+        }
+        loaded => loaded,
+    }
+}
+
+async fn answer(history: &recover::History, questions: &mut Questions) -> Result<Answers, RecoverError> {
     let head = history.head();
     let mut answers = Answers {
+        horizon: history.horizon(),
         head: Some((head.position.seq, head.digest)),
         points: history.points().await?.points.len(),
         draining: history.draining(),
         ..Answers::default()
     };
     for (seq, digest) in &questions.kept {
-        let still = history.resolve(&Selector::Seq(*seq), None).await.is_ok_and(|now| now.digest == *digest);
+        let still = match history.resolve(&Selector::Seq(*seq), None).await {
+            Ok(now) => now.digest == *digest,
+            // The policy keeps it no longer; whether it may is judged by the horizon.
+            Err(RecoverError::BeforeHorizon { .. }) => true,
+            Err(_) => false,
+        };
         if !still {
             answers.lost.push(*seq);
         }
     }
-    for at in choose(&history, &mut questions).await? {
+    for at in choose(history, questions).await? {
         let point = history.open(&at).await?;
         let images = images(&point).await?;
         answers.opened.push(Opened { at, images });
@@ -147,6 +180,19 @@ async fn images(point: &PointReader) -> Result<Vec<Vec<u8>>, RecoverError> {
 /// Whether an error of recovery means that the store lies, and not that it cannot be reached.
 pub fn is_damage(error: &RecoverError) -> bool {
     error.kind() == ErrorKind::Damage
+}
+
+/// Judges where the horizon stands at a time.
+pub fn judge_horizon(machine: &Machine, answers: &Answers, now: Timestamp) -> Result<(), Violation> {
+    let (seq, time) = answers.horizon;
+    match seq == Seq::ZERO || time.plus(JOURNAL_WINDOW) <= now {
+        true => Ok(()),
+        false => {
+            let text =
+                format!("machine {}: only points open up to position {seq} of {time}, and it is {now}", machine.name);
+            Err(Violation::new("the journal window is kept", text))
+        }
+    }
 }
 
 /// Judges everything that was opened. Returns how many positions were.

@@ -48,7 +48,8 @@ impl HostClock {
         Self { clock, ahead: Arc::default() }
     }
 
-    fn micros(&self) -> u64 {
+    /// What it shows.
+    pub fn micros(&self) -> u64 {
         let micros = i64::try_from(self.clock.micros()).expect("short") + self.ahead.load(ONE_THREAD);
         u64::try_from(EPOCH_MICROS + micros).expect("not before 1970")
     }

@@ -10,7 +10,7 @@ use model::{EventKind, Seq};
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::fault::Coverage;
-use crate::judge::{Answers, Opened, Questions, Violation, ask, judge, judge_group};
+use crate::judge::{Answers, Opened, Questions, Violation, ask, judge, judge_group, judge_horizon};
 use crate::machine::{QUEUE_BYTES, lock};
 use crate::network::NetworkCounts;
 use crate::scene::{Options, Sabotage, Scene};
@@ -58,6 +58,8 @@ pub struct Outcome {
     pub compares: u64,
     /// Starts after which the bytes sent again were checked.
     pub resend_checks: u64,
+    /// Machines of whose history the horizon had passed some.
+    pub passed: u64,
     /// Faults by the state they struck in.
     pub coverage: Coverage,
     /// Strikes of the store's faults, by name.
@@ -260,6 +262,7 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
         positions: scene.operator.judged,
         groups: 0,
         compares: scene.operator.compares,
+        passed: 0,
         resend_checks: scene.known.iter().map(|known| known.resend_checks).sum(),
         coverage: scene.coverage.clone(),
         store_faults: scene.store_faults(),
@@ -275,6 +278,9 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
             groups.iter().flatten().filter(|(machine, _)| *machine == index).map(|(_, seq)| *seq).collect();
         let answers = open_machine(scene, index, wanted)?;
         outcome.positions += judge(&scene.machines[index], &answers)? as u64;
+        let now = model::Timestamp(crate::machine::HostClock::new(scene.world.clock().clone()).micros());
+        judge_horizon(&scene.machines[index], &answers, now)?;
+        outcome.passed += u64::from(answers.horizon.0 > Seq::ZERO);
         check_latest(scene, index, &answers)?;
         verify_machine(scene, index)?;
         outcome.state.push(state_of(scene, index, &answers));
@@ -283,6 +289,8 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
             let found = answers.opened.iter().find(|opened| Some(opened.at.position.seq) == seq);
             match found {
                 Some(found) => opened.push((index, found.clone())),
+                // The policy may have dropped it.
+                None if seq.is_some_and(|seq| seq <= answers.horizon.0) => {}
                 None => {
                     let text = format!("the mark of machine {index} at {seq:?} was stored and is no point");
                     return Err(Violation::new("marks", text));
@@ -290,7 +298,10 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
             }
         }
     }
-    for opened in &opened_groups {
+    for (group, opened) in groups.iter().zip(&opened_groups) {
+        if opened.len() < group.len() {
+            continue;
+        }
         let members: Vec<_> = opened.iter().map(|(index, opened)| (&scene.machines[*index], opened)).collect();
         judge_group(&members)?;
         outcome.groups += 1;
@@ -340,9 +351,9 @@ fn verify_machine(scene: &mut Scene, index: usize) -> Result<(), Violation> {
     let witness = scene.known[index].stored.last_key_value().map(|(seq, digest)| (*seq, *digest));
     let (store, keys, name) = (scene.site.truth(), scene.site.keys.clone(), scene.machines[index].name.clone());
     let host = scene.operator.boot.host;
-    let verified = scene
-        .world
-        .complete(host, JUDGE_MAX, async move { recover::verify(&store, keys, &name, None, witness, None).await });
+    let options = recover::VerifyOptions { witness, ..recover::VerifyOptions::default() };
+    let verified =
+        scene.world.complete(host, JUDGE_MAX, async move { recover::verify(&store, keys, &name, options).await });
     match verified {
         Some(Ok(report)) if report.clean() => Ok(()),
         Some(Ok(report)) => {

@@ -136,7 +136,9 @@ impl Scene {
         let operator_boot = world.boot(operator_host);
         let service = ObjectService::new(store_host);
         let keys = Arc::new(Keys::new(&vault_key(seed)));
-        let site = Site { service, keys, log_rules: options.log_rules, rules: options.rules, limbo };
+        // In every other scene nothing is deleted, and the whole log can be read as well.
+        let gc = derive(seed, "gc").below(2) == 0;
+        let site = Site { service, keys, log_rules: options.log_rules, rules: options.rules, gc, limbo };
         let seen: Arc<[AtomicU64; MACHINES_MAX]> = Arc::default();
         let count = 1 + usize::try_from(rng.below(3)).expect("small");
         let shapes: Vec<Shape> = (0..count).map(|_| shape(&mut rng)).collect();

@@ -1,5 +1,6 @@
 //! Process servers, appliers and the operator: everything that runs beside the protected machines.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,12 @@ use crate::machine::{HostClock, lock};
 use crate::object_service::ObjectService;
 use crate::world::{Boot, HostId, World};
 
+/// Life of an epoch where there is garbage collection.
+const EPOCH_LIFE: Duration = Duration::from_secs(6);
+
+/// How long every position stays recoverable.
+pub const JOURNAL_WINDOW: Duration = Duration::from_secs(8);
+
 /// How long an applier whose store does not answer waits before it starts again.
 const START_RETRY: Duration = Duration::from_millis(500);
 
@@ -29,6 +36,8 @@ pub struct Site {
     pub log_rules: LogRules,
     /// Rules of the services.
     pub rules: Rules,
+    /// Whether appliers delete what the policy keeps no longer.
+    pub gc: bool,
     /// A host that never dies: requests that land late are carried there.
     pub limbo: HostId,
 }
@@ -80,7 +89,11 @@ impl Server {
         world.network.host_returned(self.host);
         let store = site.store(world, &boot, &self.faults);
         let mut listener = world.network.listen(&boot);
-        let (config, site, running) = (self.config.clone(), site.clone(), self.running.clone());
+        let (mut config, site, running) = (self.config.clone(), site.clone(), self.running.clone());
+        if site.gc {
+            // So short that the horizon passes several within one scene.
+            config.epoch_life = EPOCH_LIFE;
+        }
         world.spawn(self.host, async move {
             let server = start_server(config, store, &site);
             *lock(&running) = Some(server.clone());
@@ -143,12 +156,14 @@ impl Follower {
             let config = ApplierConfig {
                 data_dir: "unused".into(),
                 crash_every: Duration::from_secs(3),
-                journal_window: Duration::from_secs(8),
+                journal_window: JOURNAL_WINDOW,
                 retention: "1m:9s, 1h:30s".parse().expect("a retention"),
                 poll: Duration::from_millis(200),
-                replica: false,
+                replicas: BTreeMap::new(),
+                replica_lag: Duration::MAX,
                 map_segments,
-                prefix_gc: false,
+                tidy_every: Duration::from_secs(2),
+                gc: site.gc,
             };
             loop {
                 let clock: Arc<dyn applier::Clock> = Arc::new(clock.clone());

@@ -42,6 +42,7 @@ struct Total {
     groups: u64,
     compares: u64,
     resend_checks: u64,
+    passed: u64,
     coverage: Coverage,
     store_faults: BTreeMap<&'static str, u64>,
     steps: BTreeMap<&'static str, u64>,
@@ -67,6 +68,7 @@ impl Total {
         self.groups += outcome.groups;
         self.compares += outcome.compares;
         self.resend_checks += outcome.resend_checks;
+        self.passed += outcome.passed;
         self.coverage.add(&outcome.coverage);
         outcome.store_faults.iter().for_each(|(name, count)| *self.store_faults.entry(name).or_default() += count);
         outcome.steps.iter().for_each(|(name, count)| *self.steps.entry(name).or_default() += count);
@@ -108,21 +110,25 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
     eprintln!("{} seeds that failed before, and {count} fresh ones from {first}", seeds.len() as u64 - count);
     let total = run_all(&seeds);
     eprintln!(
-        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured",
+        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured, the horizon had moved for {} machines",
         total.runs,
         total.operations,
         total.coverage.total(),
         total.positions,
         total.groups,
         total.compares,
-        total.resend_checks
+        total.resend_checks,
+        total.passed
     );
     eprintln!("{}", total.coverage);
     eprintln!("faults of the store: {:?}", total.store_faults);
     let never: Vec<_> = probe::FAILPOINTS.iter().filter(|point| !total.steps.contains_key(point.name)).collect();
     eprintln!("durable steps reached: {}, never: {:?}", total.steps.len(), never);
     assert!(total.broken.is_empty(), "{} of {} seeds broke a promise", total.broken.len(), total.runs);
-    assert!(total.groups > 0 && total.compares > 0 && total.resend_checks > 0, "an oracle had nothing to judge");
+    assert!(
+        total.groups > 0 && total.compares > 0 && total.resend_checks > 0 && total.passed > 0,
+        "an oracle had nothing to judge"
+    );
     if count >= COVERAGE_SEEDS {
         assert_eq!(total.coverage.missing(), Vec::new(), "faults that never struck in a state");
     }

@@ -23,7 +23,7 @@ pub use error::StoreError;
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use log::{
     Attached, Base, CollectError, Collected, EpochLog, Garbage, Genesis, LogEnd, LogEntry, LogPosition, LogReader,
-    LogRules, LogWriter, ManifestBase, Newest, Next, Plan, Proof, ReadMode, Why,
+    LogRules, LogWriter, ManifestBase, Needed, Newest, Next, Plan, Proof, ReadMode, Why, preview_collection,
 };
 pub use objects::{Created, Store};
 pub use probe::BrokenPromise;

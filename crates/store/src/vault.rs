@@ -89,3 +89,8 @@ pub(crate) fn log_prefix(machine: &MachineName, kind: LogKind) -> String {
     };
     format!("{MACHINES_PREFIX}/{machine}/{kind}")
 }
+
+/// Where the maps of a machine lie.
+pub(crate) fn map_prefix(machine: &MachineName) -> String {
+    format!("{MACHINES_PREFIX}/{machine}/map")
+}

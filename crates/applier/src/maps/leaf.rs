@@ -80,6 +80,10 @@ impl Leaf {
             if reference.machine != self.machine {
                 return Err(format!("it refers to a segment of {}, another machine", reference.machine));
             }
+            // What a later epoch cannot refer to may go once the history no longer needs it (docs/rfcs/0006-horizon.md).
+            if reference.epoch != segment.epoch {
+                return Err(format!("it refers to a segment of epoch {}, another one than its own", reference.epoch));
+            }
             let name = SegmentName { epoch: reference.epoch, slot: reference.slot, tag: tag(&reference.id) };
             named.push(self.names.number(name));
         }
@@ -127,21 +131,23 @@ impl Leaf {
     /// # Panics
     /// When nothing was taken in.
     pub fn seal(&self, keys: &Keys, place: Place) -> Result<SealedMap, MapTooLarge> {
+        self.seal_naming(keys, place, self.segments.clone())
+    }
+
+    /// The same as the map of a point: it names its end alone.
+    pub fn seal_for_point(&self, keys: &Keys, place: Place) -> Result<SealedMap, MapTooLarge> {
+        self.seal_naming(keys, place, self.segments.last().cloned().into_iter().collect())
+    }
+
+    fn seal_naming(&self, keys: &Keys, place: Place, segments: Vec<Promoted>) -> Result<SealedMap, MapTooLarge> {
         let (first_seq, first_time) = self.first.expect("a leaf is sealed when it holds something");
-        let head = self.segments.last().expect("as above").head;
+        let head = segments.last().expect("as above").head;
         let mut writer = MapWriter::new(keys);
         for (disk, run) in self.runs() {
             writer.push(disk, run)?;
         }
-        let facts = MapFacts {
-            place,
-            first_seq,
-            first_time,
-            head,
-            disks: self.disks(),
-            children: Vec::new(),
-            segments: self.segments.clone(),
-        };
+        let facts =
+            MapFacts { place, first_seq, first_time, head, disks: self.disks(), children: Vec::new(), segments };
         writer.finish(keys, facts)
     }
 }

@@ -52,6 +52,12 @@ impl Mapping {
         self.leaf.take(segment, table, table_bytes)
     }
 
+    /// Whether the leaf is to be put before a segment of this epoch is taken in: a leaf holds no more than one epoch, so that a
+    /// horizon can lie at the end of any.
+    pub fn is_of_other_epoch(&self, epoch: u64) -> bool {
+        self.leaf.segments().last().is_some_and(|last| last.epoch != epoch)
+    }
+
     /// Whether the leaf is to be put before another segment is taken in.
     pub fn is_full(&self) -> bool {
         self.leaf.segments().len() >= self.leaf_segments || self.leaf.table_bytes() >= LEAF_TABLE_BYTES
@@ -70,7 +76,7 @@ impl Mapping {
         let machine = self.maps.machine().clone();
         let too_large = |error: MapTooLarge| ApplierError::MapTooLarge { machine: machine.clone(), source: error };
         let sealed = self.leaf.seal(self.maps.keys(), map_place(&machine, name)).map_err(too_large)?;
-        let end = self.leaf.segments().last().expect("a full leaf holds segments").clone();
+        let end = self.leaf.segments().last().expect("a leaf that is put holds segments").clone();
         let leaf = self.create(name, 0, end, sealed).await?;
         self.leaf = Leaf::behind(machine, &self.leaf.disks()).with_rules(self.rules);
         nodes.push(leaf.clone());
@@ -91,6 +97,21 @@ impl Mapping {
             nodes.splice(parts, [node]);
         }
         Ok(made)
+    }
+
+    /// The maps that are read.
+    pub fn maps(&self) -> &Arc<Maps> {
+        &self.maps
+    }
+
+    /// Puts the map of a point: what the records of its leaf up to it say.
+    pub async fn put_for_point(&mut self, epoch: u64, leaf: &Leaf) -> Result<Node, ApplierError> {
+        let name = self.next_name(epoch);
+        let machine = self.maps.machine().clone();
+        let too_large = |error: MapTooLarge| ApplierError::MapTooLarge { machine: machine.clone(), source: error };
+        let sealed = leaf.seal_for_point(self.maps.keys(), map_place(&machine, name)).map_err(too_large)?;
+        let end = leaf.segments().last().expect("a point lies behind some record").clone();
+        self.create(name, 0, end, sealed).await
     }
 
     async fn merge(&self, name: MapName, parts: &[Node], from_start: bool) -> Result<SealedMap, MergeError> {

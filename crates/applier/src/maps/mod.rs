@@ -29,4 +29,6 @@ pub(crate) use leaf::Leaf;
 pub(crate) use mapping::Mapping;
 pub(crate) use merge::Merged;
 pub(crate) use read::{Maps, OpenMap, map_path, map_place};
-pub(crate) use tree::{Stretch, segments_behind, stretch_of_seq, stretch_of_time};
+pub(crate) use tree::{
+    Stretch, end_of, nodes_before_epoch, nodes_behind, segments_behind, stretch_of_seq, stretch_of_time, way_to,
+};

@@ -13,7 +13,7 @@ use store::{LogRules, Store};
 
 use super::{Maps, map_path, map_place};
 use crate::manifest::{self, EPOCH_COMMITS};
-use crate::recover::{History, LoadOptions, PointReader, RecoverError, verify};
+use crate::recover::{History, LoadOptions, PointReader, RecoverError, VerifyOptions, verify};
 use crate::testing::{Contents, CountingStore, TestLog, name, vault};
 use crate::tests::{contents, follow};
 
@@ -91,7 +91,7 @@ async fn positions_read_the_same_through_maps_of_any_size() {
         }
         let nodes = nodes(&log).await;
         assert!(leaf > 1 || nodes.iter().any(|node| node.level == 1), "seed {seed}: {nodes:?}");
-        let report = verify(&store, log.keys.clone(), &log.machine, None, None, None).await.expect("verified");
+        let report = verify(&store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
         assert!(report.clean(), "seed {seed}: {report:?}");
     }
 }
@@ -298,7 +298,7 @@ async fn mapped() -> (Arc<InMemory>, TestLog) {
 }
 
 async fn damages(log: &TestLog) -> Vec<(String, String)> {
-    let report = verify(&log.store, log.keys.clone(), &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     report.damages.into_iter().map(|damage| (damage.path, damage.problem)).collect()
 }
 

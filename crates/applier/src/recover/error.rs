@@ -52,6 +52,32 @@ pub enum RecoverError {
         /// The nearest valid one after, as a selector, or `none`.
         after: String,
     },
+    /// A position that the policy keeps no longer was asked for.
+    #[error(
+        "{asked} lies before seq:{horizon}, from where on every position opens, and is no recovery point; nearest ones that \
+         open: {before} before, {after} after"
+    )]
+    BeforeHorizon {
+        /// What was asked for.
+        asked: String,
+        /// The horizon.
+        horizon: Seq,
+        /// The nearest point before, as a selector, or `none`.
+        before: String,
+        /// The nearest position after, as a selector, or `none`.
+        after: String,
+    },
+    /// The log was to be read from its beginning, and is not whole any more.
+    #[error(
+        "machine {machine}: the log is whole behind seq:{horizon} only, for older segments were collected as the policy says; \
+         nothing opens without maps"
+    )]
+    LogCollected {
+        /// Which.
+        machine: MachineName,
+        /// The horizon.
+        horizon: Seq,
+    },
     /// A position outside the stream was asked for.
     #[error("{asked} is out of range: valid positions go from {from} to {to}")]
     OutOfRange {
@@ -75,7 +101,10 @@ pub enum RecoverError {
         id: PointId,
     },
     /// There is no replica to take the position from.
-    #[error("no replica position is known here: use latest, or run where the applier keeps its data_dir")]
+    #[error(
+        "no replica position is known here: no replica is kept, or it is being built or rebuilt; use latest, or run where the \
+         applier keeps its data_dir"
+    )]
     NotProcessed,
     /// The position was resolved in another history.
     #[error("position seq:{seq} is not in this history: resolve it again")]
@@ -121,6 +150,14 @@ pub enum RecoverError {
         found: String,
         /// What was asked for.
         asked: String,
+    },
+    /// The state file of a verify cannot be gone on with.
+    #[error("state file {path} {why}")]
+    VerifyState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
     },
     /// What was written to an image does not come back from the medium.
     #[error(
@@ -213,6 +250,8 @@ impl RecoverError {
             RecoverError::Damage { .. } => ErrorKind::Damage,
             RecoverError::UnknownMachine { .. }
             | RecoverError::NotAPoint { .. }
+            | RecoverError::BeforeHorizon { .. }
+            | RecoverError::LogCollected { .. }
             | RecoverError::OutOfRange { .. }
             | RecoverError::NoPoint { .. }
             | RecoverError::UnknownPoint { .. }
@@ -222,6 +261,7 @@ impl RecoverError {
             | RecoverError::Range { .. }
             | RecoverError::SizeDiffers { .. }
             | RecoverError::OtherRestore { .. }
+            | RecoverError::VerifyState { .. }
             | RecoverError::Target { .. } => ErrorKind::Usage,
             RecoverError::Undecided { .. }
             | RecoverError::TooLong { .. }
@@ -230,6 +270,22 @@ impl RecoverError {
             | RecoverError::File { .. }
             | RecoverError::OtherDisk { .. } => ErrorKind::Failed,
         }
+    }
+
+    /// The object that is lost or damaged, where it is one.
+    pub fn object(&self) -> Option<String> {
+        match self {
+            RecoverError::Damage { path, .. }
+            | RecoverError::Store(StoreError::Missing { path, .. } | StoreError::Damaged { path, .. }) => {
+                Some(path.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// An object is not there: it is lost, or was collected while somebody read by an older manifest.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, RecoverError::Store(StoreError::Missing { .. }))
     }
 
     /// 3 when damage was found, 2 for a wrong selector or usage, else 1.

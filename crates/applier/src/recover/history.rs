@@ -10,12 +10,13 @@
 //! between. What follows is then undecided, so after a while of waiting an epoch is opened here; a writer that was only
 //! slow sees it at its next look, stops, and attaches again. That needs write access.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use format::keys::Keys;
 use format::manifest::{Manifest, Point, PointKind};
+use format::map::Node;
 use format::object::LogKind;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
 use probe::Rules;
@@ -26,7 +27,7 @@ use tokio::time::Instant;
 use super::progress::tell;
 use super::records::Records;
 use super::{Frames, ProgressFn, RecoverError, Stage, Validity};
-use crate::maps::{Maps, Stretch, stretch_of_seq, stretch_of_time};
+use crate::maps::{Maps, Stretch, stretch_of_seq, stretch_of_time, way_to};
 use crate::points::incarnation_after;
 use crate::stream::{Found, StreamReader};
 use crate::{ApplierError, ApplierRules, manifest, segments};
@@ -51,10 +52,39 @@ impl Default for LoadOptions {
     }
 }
 
+/// The maps of a history: who reads through them for long asks whether the manifest has moved on.
+pub(super) struct Origin {
+    log: EpochLog,
+    /// Of everything before the tail, oldest first.
+    nodes: Vec<Node>,
+    /// State after the last record before which only points open; that of no record while every position does.
+    horizon: LogHead,
+    /// Maps of the points up to there.
+    point_maps: BTreeMap<PointId, Node>,
+    rules: ApplierRules,
+}
+
+impl Origin {
+    /// Whether the newest manifest names other maps: what only these need may have been collected meanwhile.
+    pub async fn is_stale(&self) -> Result<bool, RecoverError> {
+        let EpochLog { store, keys, machine, .. } = &self.log;
+        let newest = manifest::log(store, keys, machine);
+        let newest = newest.manifest_of(&newest.read_newest_with(self.rules.log).await?.entries)?;
+        let horizon = newest.horizon.as_ref().map(|last| last.head).unwrap_or_default();
+        Ok(newest.nodes != self.nodes || horizon != self.horizon || newest.point_maps != self.point_maps)
+    }
+
+    /// The same history, loaded again.
+    pub async fn load(&self) -> Result<History, RecoverError> {
+        let EpochLog { store, keys, machine, .. } = &self.log;
+        History::load_with_rules(store, keys.clone(), machine, LoadOptions::default(), self.rules).await
+    }
+}
+
 /// Everything known of a machine's stream.
 pub struct History {
     machine: MachineName,
-    log: EpochLog,
+    origin: Arc<Origin>,
     /// The promoted segments behind the last node, and all nodes.
     unmapped: Stretch,
     maps: Arc<Maps>,
@@ -68,7 +98,6 @@ pub struct History {
     validity: Validity,
     points: Vec<Point>,
     pins: BTreeSet<PointId>,
-    rules: Rules,
 }
 
 impl History {
@@ -102,7 +131,12 @@ impl History {
         let newest = manifest_log.read_newest_with(rules.log).await?;
         let mut promoted = manifest_log.manifest_of(&newest.entries)?;
         let log = EpochLog { base: Arc::new(ManifestBase::knowing(manifest_log, &newest, rules.log)?), ..log };
+        let horizon = promoted.horizon.as_ref().map(|last| last.head).unwrap_or_default();
+        if options.without_maps && horizon.position.seq > Seq::ZERO {
+            return Err(RecoverError::LogCollected { machine: machine.clone(), horizon: horizon.position.seq });
+        }
         let (before, segments) = (std::mem::take(&mut promoted.nodes), std::mem::take(&mut promoted.segments));
+        let nodes = before.clone();
         let known = Stretch { before, segments };
         let processed = known.end().head.position.seq;
         let unmapped = if options.without_maps { Stretch::default() } else { known };
@@ -112,14 +146,19 @@ impl History {
             validity: Validity::replay(&promoted.drains, walked.start().position.seq, rules.applier),
             maps: Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone())),
             frames: Arc::new(Frames::new(store.clone(), keys)),
-            log,
+            origin: Arc::new(Origin {
+                log,
+                nodes,
+                horizon,
+                point_maps: std::mem::take(&mut promoted.point_maps),
+                rules,
+            }),
             unmapped,
             walked,
             tail: OnceCell::new(),
             leaf: Mutex::default(),
             points: Vec::new(),
             pins: BTreeSet::new(),
-            rules: rules.applier,
         };
         history.walk(rules.log, &options).await?;
         history.take_points(promoted, processed);
@@ -128,14 +167,14 @@ impl History {
 
     /// Walks what lies behind the last promoted segment.
     async fn walk(&mut self, rules: LogRules, options: &LoadOptions) -> Result<(), RecoverError> {
-        let mut reader = StreamReader::behind(self.log.clone(), self.unmapped.end(), rules);
+        let mut reader = StreamReader::behind(self.origin.log.clone(), self.unmapped.end(), rules);
         let mut deadline = None;
         loop {
             match reader.next().await.map_err(|error| of_walk(&self.machine, error))? {
                 Found::Entry(entry) => {
                     deadline = None;
                     if entry.position.slot > 0 {
-                        let rows = self.walked.take(&self.log.keys, &self.frames, *entry)?;
+                        let rows = self.walked.take(&self.origin.log.keys, &self.frames, *entry)?;
                         rows.records.iter().for_each(|record| self.validity.push(record.seq, &record.body));
                         tell(&options.progress, Stage::Loading, self.walked.head().position.seq.0, 0);
                     }
@@ -147,7 +186,7 @@ impl History {
                         tokio::time::sleep(SETTLE_POLL).await;
                         continue;
                     }
-                    seal(&self.log, epoch).await?;
+                    seal(&self.origin.log, epoch).await?;
                 }
             }
         }
@@ -203,6 +242,42 @@ impl History {
         &self.points
     }
 
+    /// Whether the newest manifest names other maps than this history does: what only older ones need may have been collected
+    /// meanwhile, and whatever is retained opens when the history is loaded again.
+    pub async fn is_stale(&self) -> Result<bool, RecoverError> {
+        self.origin.is_stale().await
+    }
+
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
+    }
+
+    /// Every position behind this one opens; up to it only points do. 0 while all do. With it its time.
+    pub fn horizon(&self) -> (Seq, Timestamp) {
+        (self.origin.horizon.position.seq, self.origin.horizon.time)
+    }
+
+    pub(crate) fn horizon_seq(&self) -> Seq {
+        self.origin.horizon.position.seq
+    }
+
+    /// The last point up to the horizon that is not after `seq`.
+    pub(super) fn kept_at_or_before(&self, seq: Seq) -> Option<&Point> {
+        let kept = |point: &&Point| point.position.seq <= seq.min(self.horizon_seq());
+        self.points.iter().rev().find(kept)
+    }
+
+    /// The map of a point up to the horizon, and the nodes before its leaf.
+    pub(super) async fn maps_of_point(&self, point: &Point) -> Result<Vec<Node>, RecoverError> {
+        let Some(own) = self.origin.point_maps.get(&point.id) else {
+            let what = format!("it has no map of point {}, which lies before its horizon", point.id);
+            return Err(RecoverError::Damage { path: segments::log_prefix(&self.machine, LogKind::Manifest), what });
+        };
+        let mut nodes = way_to(&self.maps, &self.origin.nodes, point.position.seq).await?.before;
+        nodes.push(own.clone());
+        Ok(nodes)
+    }
+
     /// Whether a point is held whatever the policy says.
     pub(super) fn is_pinned(&self, point: &Point) -> bool {
         self.pins.contains(&point.id)
@@ -213,7 +288,7 @@ impl History {
     }
 
     pub(super) fn rules(&self) -> Rules {
-        self.rules
+        self.origin.rules.applier
     }
 
     pub(super) fn maps(&self) -> &Arc<Maps> {
@@ -266,11 +341,11 @@ impl History {
         let (mut end, mut left) = (stretch.start(), stretch.segments.as_slice());
         let mut records = Records::behind(self.machine.clone(), stretch.before.clone());
         while !left.is_empty() {
-            let read = self.log.read_promoted(end, left, ReadMode::Table).await?;
+            let read = self.origin.log.read_promoted(end, left, ReadMode::Table).await?;
             left = &left[read.len()..];
             for entry in read {
                 end = entry.end();
-                records.take(&self.log.keys, &self.frames, entry)?;
+                records.take(&self.origin.log.keys, &self.frames, entry)?;
             }
         }
         Ok(records)

@@ -28,13 +28,15 @@ pub use point::{PointDisk, PointDiskInfo, PointReader};
 pub use progress::{Progress, ProgressFn, Stage};
 pub use restore::{RestoreOptions, RestoreReport, RestoredDisk, restore};
 pub use selection::{PointView, PointsView, Resolved, ValidRange};
-pub use verify::{AtReport, Damage, SeqRange, VerifyReport, Witness, verify};
+pub use verify::{
+    AtReport, Coverage, Damage, Sample, SeqRange, Share, StateFile, VerifyOptions, VerifyReport, Witness, verify,
+};
 
 pub use crate::replica::processed;
 
 pub(crate) use frames::{Frames, Layout, ObjectPlace};
 pub(crate) use history::{stream_log, stream_log_with, unknown};
 pub(crate) use map::Source;
-pub(crate) use point::read_run;
+pub(crate) use point::{read_run, source_of};
 pub(crate) use state::Disks;
 pub(crate) use validity::Validity;

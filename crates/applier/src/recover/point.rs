@@ -1,15 +1,20 @@
 //! One position, opened: disks whose bytes are fetched when they are read.
+//!
+//! A disk may be read for weeks while the history goes on. Maps that it reads through are merged meanwhile and then
+//! collected; as long as the position itself is retained it opens through others, so a disk that misses an object looks
+//! whether the manifest has moved on, and if so opens its position again.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use format::map::MapSource;
 use futures::{StreamExt, TryStreamExt};
-use model::{DiskId, DiskName, Extent, ExtentSet, MachineName, Seq};
+use model::{DiskId, DiskName, Extent, ExtentSet, MachineName, Selector, Seq};
 use serde::Serialize;
 use store::LogPosition;
 
+use super::history::Origin;
 use super::map::{ExtentMap, Source};
 use super::{Disks, Frames, History, ObjectPlace, RecoverError, Resolved};
 use crate::maps::Chain;
@@ -44,6 +49,12 @@ pub struct PointReader {
 /// One disk at one position; reads only.
 pub struct PointDisk {
     info: PointDiskInfo,
+    view: RwLock<Arc<View>>,
+}
+
+/// What a disk reads through.
+struct View {
+    disk: DiskId,
     /// Records behind the last map.
     over: ExtentMap,
     /// Everything before them.
@@ -55,6 +66,9 @@ struct Base {
     machine: MachineName,
     chain: Chain,
     frames: Arc<Frames>,
+    /// Where it was opened from.
+    origin: Arc<Origin>,
+    at: Resolved,
 }
 
 impl History {
@@ -64,6 +78,25 @@ impl History {
         if seq == Seq::ZERO || seq > self.head().position.seq || !self.validity().contains(seq) {
             return Err(RecoverError::Foreign { seq });
         }
+        let (chain, disks) = match seq <= self.horizon_seq() {
+            true => self.through_maps(at).await?,
+            false => self.through_records(at).await?,
+        };
+        let (machine, frames, origin) = (self.machine().clone(), self.frames().clone(), self.origin().clone());
+        let base = Arc::new(Base { machine, chain, frames, origin, at: *at });
+        let disks = disks.into_inner().into_iter().map(|(id, disk)| {
+            let info = PointDiskInfo { name: disk.name, id, size: disk.size };
+            let view = Arc::new(View { disk: id, over: disk.map, base: base.clone() });
+            Arc::new(PointDisk { info, view: RwLock::new(view) })
+        });
+        let mut disks: Vec<_> = disks.collect();
+        disks.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        Ok(PointReader { machine: self.machine().clone(), at: *at, disks })
+    }
+
+    /// Behind the horizon: the maps before its leaf, and over them the records of the leaf up to it.
+    async fn through_records(&self, at: &Resolved) -> Result<(Chain, Disks), RecoverError> {
+        let seq = at.position.seq;
         let records = self.records_of(seq).await?;
         if records.state_after(seq).is_none_or(|(_, digest)| digest != at.digest) {
             return Err(RecoverError::Foreign { seq });
@@ -72,29 +105,39 @@ impl History {
         let mut disks = Disks::over();
         chain.disks().iter().for_each(|disk| disks.insert(disk.id, disk.name.clone(), disk.size));
         records.lay_over(&mut disks, seq)?;
-        let base = Arc::new(Base { machine: self.machine().clone(), chain, frames: self.frames().clone() });
-        let disks = disks.into_inner().into_iter().map(|(id, disk)| {
-            let info = PointDiskInfo { name: disk.name, id, size: disk.size };
-            Arc::new(PointDisk { info, over: disk.map, base: base.clone() })
-        });
-        let mut disks: Vec<_> = disks.collect();
-        disks.sort_by(|a, b| a.info.name.cmp(&b.info.name));
-        Ok(PointReader { machine: self.machine().clone(), at: *at, disks })
+        Ok((chain, disks))
+    }
+
+    /// A point up to the horizon: the maps before its leaf, and its own.
+    async fn through_maps(&self, at: &Resolved) -> Result<(Chain, Disks), RecoverError> {
+        let seq = at.position.seq;
+        let is_it = |point: &&format::manifest::Point| point.position.seq == seq && point.digest == at.digest;
+        let point = self.recorded_points().iter().find(is_it).ok_or(RecoverError::Foreign { seq })?;
+        let nodes = self.maps_of_point(point).await?;
+        let chain = Chain::open(self.maps().clone(), &nodes, self.rules()).await?;
+        let mut disks = Disks::over();
+        chain.disks().iter().for_each(|disk| disks.insert(disk.id, disk.name.clone(), disk.size));
+        Ok((chain, disks))
     }
 }
 
 impl Base {
     async fn runs_in(&self, disk: DiskId, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
         let runs = self.chain.runs_in(disk, extent).await?;
-        let source = |source| match source {
-            MapSource::Zero => Source::Zero,
-            MapSource::Data { segment, frame, offset } => {
-                let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
-                let place = ObjectPlace { machine: self.machine.clone(), position, tag: segment.tag };
-                Source::Data { place: self.frames.intern(place), frame, offset }
-            }
-        };
+        let source = |source| source_of(&self.frames, &self.machine, source);
         Ok(runs.into_iter().map(|run| (run.extent, source(run.source))).collect())
+    }
+}
+
+/// What a map says of a range, as `frames` names objects.
+pub(crate) fn source_of(frames: &Frames, machine: &MachineName, source: MapSource) -> Source {
+    match source {
+        MapSource::Zero => Source::Zero,
+        MapSource::Data { segment, frame, offset } => {
+            let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+            let place = ObjectPlace { machine: machine.clone(), position, tag: segment.tag };
+            Source::Data { place: frames.intern(place), frame, offset }
+        }
     }
 }
 
@@ -134,11 +177,63 @@ impl PointDisk {
         self.info.size
     }
 
-    /// The bytes of `extent`. Errors: `Range`; whatever is wrong with the objects that hold them.
+    fn view(&self) -> Arc<View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another view of the same position, when the manifest has moved on since this one was opened; else what was missing.
+    async fn renewed(&self, old: &View, missing: RecoverError) -> Result<Arc<View>, RecoverError> {
+        let Base { origin, at, .. } = old.base.as_ref();
+        if !origin.is_stale().await? {
+            return Err(missing);
+        }
+        // A position that is retained no longer says so here.
+        let history = origin.load().await?;
+        history.resolve(&Selector::Seq(at.position.seq), None).await?;
+        let view = history.open(at).await?.disk(&self.info.name)?.view();
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view.clone();
+        Ok(view)
+    }
+
+    /// The bytes of `extent`. Errors: `Range`; whatever is wrong with the objects that hold them; `BeforeHorizon` when the
+    /// position is retained no longer.
     pub async fn read(&self, extent: Extent) -> Result<Bytes, RecoverError> {
         if extent.end() > self.info.size || extent.len() > READ_BYTES_MAX {
             return Err(RecoverError::Range { extent, size: self.info.size });
         }
+        let view = self.view();
+        match view.read(extent).await {
+            Err(error) if error.is_missing() => self.renewed(&view, error).await?.read(extent).await,
+            read => read,
+        }
+    }
+
+    /// The ranges that may hold other than zeros, in order: every map is read, page by page.
+    pub async fn data_extents(&self) -> Result<Vec<Extent>, RecoverError> {
+        let mut data = ExtentSet::new();
+        if let Ok(whole) = Extent::new(0, self.info.size) {
+            for window in whole.split_at_multiples(SCAN_BYTES) {
+                self.data_extents_in(window).await?.into_iter().for_each(|extent| data.insert(extent));
+            }
+        }
+        Ok(data.iter().collect())
+    }
+
+    /// The same within `extent`.
+    pub async fn data_extents_in(&self, extent: Extent) -> Result<Vec<Extent>, RecoverError> {
+        let view = self.view();
+        let runs = match view.runs_in(extent).await {
+            Err(error) if error.is_missing() => self.renewed(&view, error).await?.runs_in(extent).await?,
+            runs => runs?,
+        };
+        let data: ExtentSet =
+            runs.into_iter().filter(|(_, source)| *source != Source::Zero).map(|(extent, _)| extent).collect();
+        Ok(data.iter().collect())
+    }
+}
+
+impl View {
+    async fn read(&self, extent: Extent) -> Result<Bytes, RecoverError> {
         let runs = self.runs_in(extent).await?;
         if let [(whole, source)] = runs[..]
             && whole == extent
@@ -158,25 +253,6 @@ impl PointDisk {
         Ok(bytes.freeze())
     }
 
-    /// The ranges that may hold other than zeros, in order: every map is read, page by page.
-    pub async fn data_extents(&self) -> Result<Vec<Extent>, RecoverError> {
-        let mut data = ExtentSet::new();
-        if let Ok(whole) = Extent::new(0, self.info.size) {
-            for window in whole.split_at_multiples(SCAN_BYTES) {
-                self.data_extents_in(window).await?.into_iter().for_each(|extent| data.insert(extent));
-            }
-        }
-        Ok(data.iter().collect())
-    }
-
-    /// The same within `extent`.
-    pub async fn data_extents_in(&self, extent: Extent) -> Result<Vec<Extent>, RecoverError> {
-        let runs = self.runs_in(extent).await?;
-        let data: ExtentSet =
-            runs.into_iter().filter(|(_, source)| *source != Source::Zero).map(|(extent, _)| extent).collect();
-        Ok(data.iter().collect())
-    }
-
     /// What a range reads as, in order; what is in no run was never written.
     async fn runs_in(&self, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
         let mut runs: Vec<_> = self.over.runs_in(extent).collect();
@@ -184,7 +260,7 @@ impl PointDisk {
         below.insert(extent);
         runs.iter().for_each(|(run, _)| below.remove(*run));
         for gap in below.iter() {
-            runs.extend(self.base.runs_in(self.info.id, gap).await?);
+            runs.extend(self.base.runs_in(self.disk, gap).await?);
         }
         runs.sort_unstable_by_key(|(run, _)| run.offset());
         Ok(runs)

@@ -11,7 +11,7 @@ pub enum Stage {
     Restoring,
     /// Reading written disks back from the medium; counted in bytes.
     ReadingBack,
-    /// Re-reading objects; counted in objects.
+    /// Re-reading objects; counted in bytes, and about.
     Verifying,
     /// Comparing; counted in bytes.
     Comparing,

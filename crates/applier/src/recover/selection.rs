@@ -1,5 +1,6 @@
 //! Selectors resolved, and what an operator may choose from.
 
+use format::manifest::Point;
 use model::{Position, RecordDigest, Selector, Seq, Timestamp};
 use serde::Serialize;
 
@@ -51,7 +52,7 @@ pub struct ValidRange {
 pub struct PointsView {
     /// Recovery points by position.
     pub points: Vec<PointView>,
-    /// Valid ranges by position.
+    /// Runs of positions that all open, by position. Before the first of them only points do.
     pub ranges: Vec<ValidRange>,
     /// Whether the stream ends inside a drain.
     pub draining: bool,
@@ -78,23 +79,25 @@ impl History {
         });
         let points = points.collect();
         let mut ranges = Vec::with_capacity(self.validity().runs().len());
-        for run in self.validity().runs() {
-            ranges.push(ValidRange {
-                from_seq: run.from,
-                to_seq: run.to,
-                from_time: self.time_of(run.from).await?.to_string(),
-                to_time: self.time_of(run.to).await?.to_string(),
-            });
+        for run in self.validity().runs().iter().filter(|run| run.to > self.horizon_seq()) {
+            let (from_seq, to_seq) = (run.from.max(self.horizon_seq().next()), run.to);
+            let (from, to) = (self.time_of(from_seq).await?, self.time_of(to_seq).await?);
+            ranges.push(ValidRange { from_seq, to_seq, from_time: from.to_string(), to_time: to.to_string() });
         }
         Ok(PointsView { points, ranges, draining: self.draining() })
     }
 
     async fn time_of(&self, seq: Seq) -> Result<Timestamp, RecoverError> {
+        if seq <= self.horizon_seq() {
+            return Ok(self.kept_at_or_before(seq).map(|point| point.time).unwrap_or_default());
+        }
         Ok(self.records_of(seq).await?.time_of(seq).unwrap_or_default())
     }
 
     /// The position a selector means. `processed` is where the replica stands, if one is known.
-    /// Errors: `NotAPoint`, `OutOfRange`, `UnknownPoint`, `NotProcessed`, `NoPoint`, and whatever stops the reading.
+    /// Up to the horizon a time means the last point not after it.
+    /// Errors: `NotAPoint`, `BeforeHorizon`, `OutOfRange`, `UnknownPoint`, `NotProcessed`, `NoPoint`, and whatever stops
+    /// the reading.
     pub async fn resolve(&self, selector: &Selector, processed: Option<Seq>) -> Result<Resolved, RecoverError> {
         let valid = self.validity();
         let Some(last) = valid.last() else {
@@ -109,7 +112,7 @@ impl History {
                 point.ok_or(RecoverError::UnknownPoint { id: *id })?.position.seq
             }
             // Times never go back along a stream, so nothing valid lies between.
-            Selector::Time(time) => match valid.floor(self.last_not_after(*time).await?) {
+            Selector::Time(time) => match self.floor_of_time(*time).await? {
                 Some(seq) => seq,
                 None => return Err(self.out_of_range(selector).await?),
             },
@@ -120,7 +123,45 @@ impl History {
         }
     }
 
+    /// The last position that opens and is not later than `time`.
+    async fn floor_of_time(&self, time: Timestamp) -> Result<Option<Seq>, RecoverError> {
+        if time >= self.horizon().1 {
+            let seq = self.last_not_after(time).await?;
+            return Ok(self.floor(seq));
+        }
+        let kept = |point: &&Point| point.position.seq <= self.horizon_seq() && point.time <= time;
+        Ok(self.recorded_points().iter().rev().find(kept).map(|point| point.position.seq))
+    }
+
+    /// The last position that opens and is not after `seq`.
+    fn floor(&self, seq: Seq) -> Option<Seq> {
+        let valid = self.validity().floor(seq)?;
+        match valid > self.horizon_seq() {
+            true => Some(valid),
+            false => self.kept_at_or_before(valid).map(|point| point.position.seq),
+        }
+    }
+
+    /// The first position that opens and is not before `seq`.
+    fn ceil(&self, seq: Seq) -> Option<Seq> {
+        let kept = self.recorded_points().iter().map(|point| point.position.seq);
+        let mut kept = kept.filter(|kept| *kept >= seq && *kept <= self.horizon_seq());
+        kept.next().or_else(|| self.validity().ceil(seq.max(self.horizon_seq().next())))
+    }
+
     async fn resolved(&self, seq: Seq) -> Result<Resolved, RecoverError> {
+        if seq <= self.horizon_seq() {
+            return match self.kept_at_or_before(seq).filter(|point| point.position.seq == seq) {
+                Some(Point { position, time, digest, .. }) => {
+                    Ok(Resolved { position: *position, time: *time, digest: *digest })
+                }
+                None => {
+                    let before = self.spell(self.floor(seq)).await?;
+                    let (asked, after) = (format!("seq:{seq}"), self.spell(self.ceil(seq)).await?);
+                    Err(RecoverError::BeforeHorizon { asked, horizon: self.horizon_seq(), before, after })
+                }
+            };
+        }
         let gone = || RecoverError::Foreign { seq };
         let records = self.records_of(seq).await?;
         let time = records.time_of(seq).ok_or_else(gone)?;
@@ -140,7 +181,7 @@ impl History {
         if seq > self.head().position.seq || seq == Seq::ZERO {
             return self.out_of_range(selector).await;
         }
-        let (before, after) = (self.validity().floor(seq), self.validity().ceil(seq));
+        let (before, after) = (self.floor(seq), self.ceil(seq));
         let asked = match selector {
             Selector::LatestProcessed => format!("the replica's position seq:{seq}"),
             other => other.to_string(),
@@ -150,8 +191,7 @@ impl History {
 
     /// The error for a position outside of what is there.
     async fn out_of_range(&self, selector: &Selector) -> Result<RecoverError, RecoverError> {
-        let first = self.validity().runs().first().map(|run| run.from);
-        let (from, to) = (self.spell(first).await?, self.spell(self.validity().last()).await?);
+        let (from, to) = (self.spell(self.ceil(Seq(1))).await?, self.spell(self.validity().last()).await?);
         Ok(RecoverError::OutOfRange { asked: selector.to_string(), from, to })
     }
 }

@@ -64,12 +64,14 @@ impl Listed {
     }
 }
 
-/// Works out the skeleton. `promoted` are the slots that the manifest names: the log reaches at least that far.
+/// Works out the skeleton behind the epoch `passed`. `promoted` are the slots there that the manifest names: the log reaches
+/// at least that far. Of `passed` and the epochs before it nothing but epoch objects must be there.
 pub(super) async fn skeleton(
     store: &Store,
     keys: &Arc<Keys>,
     machine: &MachineName,
     log: LogKind,
+    passed: u64,
     promoted: &BTreeMap<u64, u64>,
 ) -> Result<Skeleton, StoreError> {
     let prefix = segments::log_prefix(machine, log);
@@ -77,15 +79,17 @@ pub(super) async fn skeleton(
     for (path, _) in store.list(prefix.trim_end_matches('/')).await? {
         listed.take(path.strip_prefix(&prefix).unwrap_or(&path), &path);
     }
+    listed.slots.retain(|epoch, _| *epoch > passed);
     let highest = listed.epochs.iter().chain(listed.slots.keys()).chain(promoted.keys()).max().copied().unwrap_or(0);
     let occupied = |epoch: &u64| listed.slots.contains_key(epoch) || promoted.contains_key(epoch);
-    let top = (1..=highest).rev().find(occupied);
+    let top = (passed + 1..=highest).rev().find(occupied);
     let mut skeleton = Skeleton {
         epochs: (1..=highest).collect(),
-        unopened: (highest > top.unwrap_or(0)).then_some(highest),
+        unopened: (highest > top.unwrap_or(passed)).then_some(highest),
         ..Skeleton::default()
     };
-    let ends = ends(store, keys, machine, log, &listed, promoted, top).await?;
+    let above = Above { epoch: passed, top };
+    let ends = ends(store, keys, machine, log, &listed, promoted, above).await?;
     for (epoch, end) in &ends {
         skeleton.slots.extend((0..=*end).map(|slot| LogPosition { epoch: *epoch, slot }));
     }
@@ -96,6 +100,14 @@ pub(super) async fn skeleton(
     Ok(skeleton)
 }
 
+/// The epochs looked at.
+struct Above {
+    /// Those behind this one.
+    epoch: u64,
+    /// The newest that holds anything.
+    top: Option<u64>,
+}
+
 /// The accepted end of every epoch of the chain.
 async fn ends(
     store: &Store,
@@ -104,7 +116,7 @@ async fn ends(
     log: LogKind,
     listed: &Listed,
     promoted: &BTreeMap<u64, u64>,
-    top: Option<u64>,
+    above: Above,
 ) -> Result<BTreeMap<u64, u64>, StoreError> {
     let reached = |epoch: u64| {
         let lying = listed.contiguous_end(epoch).unwrap_or(0);
@@ -112,7 +124,7 @@ async fn ends(
     };
     let folded = promoted.keys().next_back().copied();
     let mut ends = BTreeMap::new();
-    let Some(top) = top else { return Ok(ends) };
+    let Some(top) = above.top else { return Ok(ends) };
     let (mut epoch, mut end) = (top, reached(top));
     loop {
         ends.insert(epoch, end);
@@ -120,7 +132,7 @@ async fn ends(
         let opening = read_opening(store, keys, machine, log, epoch).await?;
         let promoted_below = || promoted.range(..epoch).next_back().map(|(epoch, end)| (*epoch, *end));
         (epoch, end) = match opening.filter(|opening| opening.prev_epoch < epoch) {
-            Some(opening) if opening.prev_epoch == 0 => return Ok(ends),
+            Some(opening) if opening.prev_epoch <= above.epoch => return Ok(ends),
             Some(opening) => (opening.prev_epoch, opening.prev_end),
             // Whatever else lies there is void, or was brought back by a late PUT.
             None if folded.is_some_and(|folded| epoch < folded) => match promoted_below() {

@@ -10,12 +10,13 @@ use format::manifest::Promoted;
 use format::map::tag;
 use format::object::{LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::segment::{Piece, Table};
-use model::{DiskChange, MachineName, Position, Record, RecordBody, RecordDigester, Seq, Timestamp};
+use model::{DiskChange, MachineName, Position, Record, RecordBody, RecordDigest, RecordDigester, Seq, Timestamp};
 use store::{LogPosition, Store};
 use tokio_util::sync::CancellationToken;
 
+use super::ReplicaConfig;
 use super::disks::ReplicaDisks;
-use super::state::{self, ReplicaState};
+use super::state::{self, Intent, ReplicaState};
 use crate::ApplierError;
 use crate::applier::SegmentRun;
 use crate::manifest::promoted_path;
@@ -28,10 +29,11 @@ const STEP_SEGMENTS_MAX: usize = 64;
 
 /// The replica of one machine.
 pub(crate) struct Replica {
-    store: Store,
-    keys: Arc<Keys>,
+    pub(super) store: Store,
+    pub(super) keys: Arc<Keys>,
     directory: PathBuf,
-    state: ReplicaState,
+    config: ReplicaConfig,
+    pub(super) state: ReplicaState,
     /// None after a failure: the files may be anywhere between `at` and the intent until they are opened again.
     disks: Option<ReplicaDisks>,
     /// Held for as long as the replica may be written.
@@ -49,7 +51,13 @@ struct Cursor {
 
 impl Replica {
     /// Takes the replica of a machine under `data_dir`, or begins one. Errors: `ReplicaInUse`, `File`.
-    pub fn open(store: Store, keys: Arc<Keys>, data_dir: &Path, machine: &MachineName) -> Result<Self, ApplierError> {
+    pub fn open(
+        store: Store,
+        keys: Arc<Keys>,
+        data_dir: &Path,
+        machine: &MachineName,
+        config: ReplicaConfig,
+    ) -> Result<Self, ApplierError> {
         let directory = state::directory(data_dir, machine);
         let file = |operation: &'static str| {
             let path = directory.clone();
@@ -59,7 +67,7 @@ impl Replica {
         let lock = lock(&directory)?;
         let state = state::load(&directory, machine).map_err(file("read state in"))?;
         let state = state.unwrap_or_else(|| ReplicaState::empty(machine.clone()));
-        Ok(Self { store, keys, directory, state, disks: None, _lock: lock })
+        Ok(Self { store, keys, directory, config, state, disks: None, _lock: lock })
     }
 
     /// Where it stands.
@@ -72,7 +80,7 @@ impl Replica {
         let committed = &committed.segments;
         let end = committed.last()?.head.position.seq;
         let at = self.state.position.seq;
-        let least = self.state.intent.unwrap_or(Seq::ZERO).max(at.next());
+        let least = self.state.intent.map_or(Seq::ZERO, |intent| intent.to).max(at.next());
         let first = committed.partition_point(|segment| segment.head.position.seq <= at);
         let step = committed.get(first + STEP_SEGMENTS_MAX - 1).map_or(end, |segment| segment.head.position.seq);
         let near = validity.floor(step).filter(|near| *near >= least);
@@ -87,14 +95,7 @@ impl Replica {
         target: Seq,
         stop: &CancellationToken,
     ) -> Result<(), ApplierError> {
-        let mut disks = match self.disks.take() {
-            Some(disks) => disks,
-            None => self.reopen().await?,
-        };
-        self.check_history(committed).await?;
-        self.state.intent = Some(target);
-        self.save().await?;
-        probe::failpoint!("applier-replica-intent-durable");
+        let mut disks = self.begin(committed, target, false, stop).await?;
         let mut cursor = self.cursor();
         let committed = &committed.segments;
         let first = committed.partition_point(|segment| segment.head.position.seq <= self.state.position.seq);
@@ -106,21 +107,62 @@ impl Replica {
                 return Err(ApplierError::Stopped);
             }
             self.apply_segment(segment, target, &mut cursor, &mut disks).await?;
-            probe::failpoint!("applier-replica-segment-applied");
         }
+        self.conclude(disks, cursor.position, cursor.time, cursor.digester.digest()).await
+    }
+
+    /// Opens the disks, unless they are open. One that is missing or is to be kept elsewhere means that the replica begins
+    /// at nothing again.
+    pub async fn ready(&mut self, stop: &CancellationToken) -> Result<(), ApplierError> {
+        if self.disks.is_none() {
+            self.disks = Some(self.reopen(stop).await?);
+        }
+        Ok(())
+    }
+
+    /// Says durably where the disks go, and gives them durably where they go. `history` holds the segment of the present position.
+    pub(super) async fn begin(
+        &mut self,
+        history: &SegmentRun,
+        to: Seq,
+        rebuild: bool,
+        stop: &CancellationToken,
+    ) -> Result<ReplicaDisks, ApplierError> {
+        self.ready(stop).await?;
+        let disks = self.disks.take().expect("just made ready");
+        self.check_history(history).await?;
+        // Where a rebuild has died the disks stand nowhere, whichever way they are brought on.
+        let rebuild = rebuild || self.state.intent.is_some_and(|intent| intent.rebuild);
+        self.state.intent = Some(Intent { to, rebuild });
+        self.save().await?;
+        probe::failpoint!("applier-replica-intent-durable");
+        Ok(disks)
+    }
+
+    /// Makes what was written durable, and then that the disks stand there.
+    pub(super) async fn conclude(
+        &mut self,
+        disks: ReplicaDisks,
+        position: Position,
+        time: Timestamp,
+        digest: RecordDigest,
+    ) -> Result<(), ApplierError> {
         disks.flush().await?;
         probe::failpoint!("applier-replica-disks-flushed");
-        self.state = ReplicaState {
-            machine: self.state.machine.clone(),
-            position: cursor.position,
-            time: cursor.time,
-            digest: cursor.digester.digest(),
-            disks: disks.list(),
-            intent: None,
-        };
+        let machine = self.state.machine.clone();
+        self.state = ReplicaState { machine, position, time, digest, disks: disks.list(), intent: None };
         self.save().await?;
         probe::failpoint!("applier-replica-position-durable");
         self.disks = Some(disks);
+        Ok(())
+    }
+
+    /// Forgets where it stands: the disks begin blank.
+    pub fn begin_anew(&mut self) -> Result<(), ApplierError> {
+        self.disks = None;
+        state::forget(&self.directory).map_err(self.failed("forget state in"))?;
+        ReplicaDisks::clear(&self.directory)?;
+        self.state = ReplicaState::empty(self.state.machine.clone());
         Ok(())
     }
 
@@ -137,18 +179,16 @@ impl Replica {
         }
     }
 
-    async fn reopen(&mut self) -> Result<ReplicaDisks, ApplierError> {
+    async fn reopen(&mut self, stop: &CancellationToken) -> Result<ReplicaDisks, ApplierError> {
         if self.state.position.seq > Seq::ZERO {
-            if let Some(disks) = ReplicaDisks::open(&self.directory, &self.state.disks)? {
+            let none = ReplicaDisks::none(&self.directory, &self.config, stop);
+            if let Some(disks) = none.open(&self.state.disks).await? {
                 return Ok(disks);
             }
-            tracing::error!(path = %self.directory.display(), "replica disk missing or cut short; building it anew");
+            tracing::warn!(path = %self.directory.display(), "building the replica anew");
         }
-        state::forget(&self.directory).map_err(self.failed("forget state in"))?;
-        ReplicaDisks::clear(&self.directory)?;
-        self.state = ReplicaState::empty(self.state.machine.clone());
-        let opened = ReplicaDisks::open(&self.directory, &[])?;
-        Ok(opened.expect("no disk is missing where there are none"))
+        self.begin_anew()?;
+        Ok(ReplicaDisks::none(&self.directory, &self.config, stop))
     }
 
     /// The replica's position must be part of the log that it is moved along.
@@ -234,7 +274,7 @@ impl Replica {
                 write_batch(cursor, disks, &frames).await?;
                 match change {
                     DiskChange::Removed => disks.remove(*disk)?,
-                    DiskChange::Added | DiskChange::Resized => disks.announce(*disk, name.clone(), *size)?,
+                    DiskChange::Added | DiskChange::Resized => disks.announce(*disk, name.clone(), *size).await?,
                 }
             }
             cursor.take(record, place_of).map_err(|what| {

@@ -1,15 +1,18 @@
-//! The files of a replica's disks: made, resized, removed, written and synced.
+//! The disks of a replica: made, resized, removed, written and synced, wherever each is kept.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use disk::{Disk, RawDisk};
+use disk::ImageFormat;
 use futures::StreamExt;
 use model::{DiskId, DiskName, Extent};
+use tokio_util::sync::CancellationToken;
 
-use super::state::{ReplicaDisk, sync_directory};
+use super::ReplicaConfig;
+use super::device;
+use super::state::{DiskPlace, ReplicaDisk, sync_directory};
+use super::target::{Target, resize_image, resize_raw};
 use crate::ApplierError;
 use crate::recover::{Frames, Source, read_run};
 
@@ -22,17 +25,17 @@ const WRITES_INFLIGHT: usize = 8;
 struct Open {
     name: DiskName,
     size: u64,
-    file: RawDisk,
+    place: DiskPlace,
+    path: PathBuf,
+    target: Target,
 }
 
-/// The open files of a replica.
+/// The open disks of a replica.
 pub(super) struct ReplicaDisks {
     directory: PathBuf,
+    config: ReplicaConfig,
+    stop: CancellationToken,
     open: BTreeMap<DiskId, Open>,
-}
-
-fn file_path(directory: &Path, name: &DiskName) -> PathBuf {
-    directory.join(format!("{name}.raw"))
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ApplierError + use<> {
@@ -41,57 +44,120 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> App
 }
 
 impl ReplicaDisks {
-    /// Opens the files of a known state, bringing sizes back to what they were there: an interrupted move may have
-    /// changed them. None when one is missing: the replica must be built anew.
-    pub fn open(directory: &Path, disks: &[ReplicaDisk]) -> Result<Option<Self>, ApplierError> {
-        let mut opened = Self { directory: directory.to_owned(), open: BTreeMap::new() };
+    /// None yet, to be kept in `directory` and on the devices that `config` names.
+    pub fn none(directory: &Path, config: &ReplicaConfig, stop: &CancellationToken) -> Self {
+        let (directory, config, stop) = (directory.to_owned(), config.clone(), stop.clone());
+        Self { directory, config, stop, open: BTreeMap::new() }
+    }
+
+    /// Opens the disks of a known state, bringing sizes back to what they were there: an interrupted move may have changed
+    /// them. None when one is missing or is to be kept elsewhere now: the replica must be built anew.
+    pub async fn open(mut self, disks: &[ReplicaDisk]) -> Result<Option<Self>, ApplierError> {
         for disk in disks {
-            let path = file_path(directory, &disk.name);
-            match std::fs::metadata(&path) {
-                Ok(found) if found.len() < disk.size => return Ok(None),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(failed("open", &path)(error)),
+            let (place, path) = self.place_of(&disk.name)?;
+            if place != disk.place {
+                tracing::warn!(disk = %disk.name, path = %path.display(), "replica disk is to be kept here from now on");
+                return Ok(None);
             }
-            opened.resize(disk.id, disk.name.clone(), disk.size)?;
+            let target = match place {
+                DiskPlace::Device(_) => Some(Target::Raw(device::open(&path, &disk.name, disk.size)?)),
+                _ => Target::open(&path, self.config.format, disk.size).await.map_err(failed("open", &path))?,
+            };
+            let Some(target) = target else {
+                tracing::error!(path = %path.display(), "replica disk is missing or not as it was left");
+                return Ok(None);
+            };
+            self.open.insert(disk.id, Open { name: disk.name.clone(), size: disk.size, place, path, target });
         }
-        Ok(Some(opened))
+        Ok(Some(self))
+    }
+
+    /// Where a disk is kept.
+    fn place_of(&self, name: &DiskName) -> Result<(DiskPlace, PathBuf), ApplierError> {
+        if let Some(path) = self.config.devices.get(name) {
+            return Ok((DiskPlace::Device(device::identity(path)?), path.clone()));
+        }
+        let place = match self.config.format {
+            ImageFormat::Raw => DiskPlace::Raw,
+            ImageFormat::Qcow2 => DiskPlace::Qcow2,
+            ImageFormat::Vhd => DiskPlace::Vhd,
+        };
+        Ok((place, self.directory.join(format!("{name}.{}", self.config.format))))
     }
 
     /// What there is, for the state file.
     pub fn list(&self) -> Vec<ReplicaDisk> {
-        let disk = |(id, open): (&DiskId, &Open)| ReplicaDisk { id: *id, name: open.name.clone(), size: open.size };
+        let disk = |(id, open): (&DiskId, &Open)| {
+            let (name, place) = (open.name.clone(), open.place.clone());
+            ReplicaDisk { id: *id, name, size: open.size, place }
+        };
         self.open.iter().map(disk).collect()
     }
 
-    /// A disk appeared or has a new size. One that was not there begins blank, whatever file an interrupted move left.
-    pub fn announce(&mut self, id: DiskId, name: DiskName, size: u64) -> Result<(), ApplierError> {
-        if !self.open.contains_key(&id) {
-            let path = file_path(&self.directory, &name);
-            remove_file(&path).map_err(failed("remove", &path))?;
-            RawDisk::create(&path, size).map_err(failed("create", &path))?;
-        }
-        self.resize(id, name, size)
-    }
-
-    fn resize(&mut self, id: DiskId, name: DiskName, size: u64) -> Result<(), ApplierError> {
+    /// A disk appeared or has a new size. One that was not there begins blank, whatever an interrupted move left.
+    pub async fn announce(&mut self, id: DiskId, name: DiskName, size: u64) -> Result<(), ApplierError> {
         // A disk has one writer at a time: ours must be closed before it is opened again.
-        drop(self.open.remove(&id));
-        let path = file_path(&self.directory, &name);
-        let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
-        if file.metadata().map_err(failed("measure", &path))?.len() != size {
-            file.set_len(size).map_err(failed("resize", &path))?;
-        }
-        let file = RawDisk::open(&path, true).map_err(failed("open", &path))?;
-        self.open.insert(id, Open { name, size, file });
+        let opened = match self.open.remove(&id) {
+            Some(open) if open.size == size => open,
+            Some(open) => self.resize(open, size).await?,
+            None => self.create(name, size).await?,
+        };
+        self.open.insert(id, opened);
         Ok(())
     }
 
-    /// A disk left.
+    async fn create(&self, name: DiskName, size: u64) -> Result<Open, ApplierError> {
+        let (place, path) = self.place_of(&name)?;
+        let target = match place {
+            DiskPlace::Device(_) => {
+                Target::Raw(device::take_blank(&self.directory, &path, &name, size, &self.stop).await?)
+            }
+            _ => {
+                remove_file(&path).map_err(failed("remove", &path))?;
+                Target::create(&path, self.config.format, size).await.map_err(failed("create", &path))?
+            }
+        };
+        Ok(Open { name, size, place, path, target })
+    }
+
+    async fn resize(&self, open: Open, size: u64) -> Result<Open, ApplierError> {
+        let Open { name, size: old_size, place, path, target } = open;
+        let target = match (target, &place) {
+            (Target::Raw(raw), DiskPlace::Device(_)) => {
+                device::check_size(&raw, &path, &name, size)?;
+                let target = Target::Raw(raw);
+                if let Ok(gained) = Extent::new(old_size, size.saturating_sub(old_size)) {
+                    target.zero(gained).await.map_err(failed("write", &path))?;
+                }
+                target
+            }
+            (Target::Raw(raw), _) => {
+                drop(raw);
+                resize_raw(&path, size).map_err(failed("resize", &path))?
+            }
+            (Target::Image(image), _) => {
+                drop(image);
+                let format = self.config.format;
+                resize_image(&path, format, old_size, size).await.map_err(failed("resize", &path))?
+            }
+        };
+        Ok(Open { name, size, place, path, target })
+    }
+
+    /// A disk left. Its file goes; a device is left as it is.
     pub fn remove(&mut self, id: DiskId) -> Result<(), ApplierError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
-        let path = file_path(&self.directory, &open.name);
-        remove_file(&path).map_err(failed("remove", &path))
+        match self.open.remove(&id) {
+            Some(Open { path, place: DiskPlace::Raw | DiskPlace::Qcow2 | DiskPlace::Vhd, .. }) => {
+                remove_file(&path).map_err(failed("remove", &path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every disk but these.
+    pub fn retain(&mut self, kept: impl Fn(DiskId) -> bool) -> Result<(), ApplierError> {
+        let gone: Vec<_> = self.open.keys().copied().filter(|id| !kept(*id)).collect();
+        gone.into_iter().try_for_each(|id| self.remove(id))
     }
 
     /// Writes runs that do not overlap. All writes begun have ended when this returns, also when it fails: none may land
@@ -102,35 +168,27 @@ impl ReplicaDisks {
         id: DiskId,
         runs: Vec<(Extent, Source)>,
     ) -> Result<(), ApplierError> {
-        let Some(open) = self.open.get(&id) else { return Ok(()) };
+        let Some(open) = self.open.get(&id).filter(|_| !runs.is_empty()) else { return Ok(()) };
         let pieces = runs.into_iter().flat_map(|(run, source)| {
             // A run of zeros is one operation, however long it is.
             let boundary = if source == Source::Zero { run.end() } else { PIECE_BYTES };
             run.split_at_multiples(boundary).map(move |piece| (piece, source.advance(piece.offset() - run.offset())))
         });
-        let results = futures::stream::iter(pieces)
-            .map(|(piece, source)| self.write_run(frames, open, piece, source))
-            .buffer_unordered(WRITES_INFLIGHT)
-            .collect::<Vec<_>>();
-        results.await.into_iter().collect()
-    }
-
-    async fn write_run(&self, frames: &Frames, open: &Open, run: Extent, source: Source) -> Result<(), ApplierError> {
-        let path = file_path(&self.directory, &open.name);
-        match source {
-            Source::Zero => open.file.zero(run, true).await.map_err(failed("write", &path)),
-            Source::Data { .. } => {
-                let bytes = read_run(frames, run, source).await.map_err(ApplierError::Recover)?;
-                open.file.write(run.offset(), bytes).await.map_err(failed("write", &path))
-            }
+        let mut writes = futures::stream::iter(pieces)
+            .map(|(piece, source)| write_run(frames, open, piece, source))
+            .buffer_unordered(WRITES_INFLIGHT);
+        let mut result = Ok(());
+        while let Some(written) = writes.next().await {
+            result = result.and(written);
         }
+        probe::failpoint!("applier-replica-runs-written");
+        result
     }
 
     /// Makes everything durable: contents, sizes, names.
     pub async fn flush(&self) -> Result<(), ApplierError> {
         for open in self.open.values() {
-            let path = file_path(&self.directory, &open.name);
-            open.file.flush().await.map_err(failed("sync", &path))?;
+            open.target.flush().await.map_err(failed("sync", &open.path))?;
         }
         let directory = self.directory.clone();
         let synced = tokio::task::spawn_blocking(move || sync_directory(&directory)).await;
@@ -142,11 +200,24 @@ impl ReplicaDisks {
         let list = |e| failed("list", directory)(e);
         for entry in std::fs::read_dir(directory).map_err(list)? {
             let path = entry.map_err(list)?.path();
-            if path.extension().is_some_and(|extension| extension == "raw") {
+            let made =
+                |path: &Path| ImageFormat::ALL.iter().any(|f| path.extension().is_some_and(|e| e == f.extension()));
+            let beside = path.extension().is_some_and(|e| e == "new") && made(&path.with_extension(""));
+            if made(&path) || beside {
                 remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
         sync_directory(directory).map_err(failed("sync", directory))
+    }
+}
+
+async fn write_run(frames: &Frames, open: &Open, run: Extent, source: Source) -> Result<(), ApplierError> {
+    match source {
+        Source::Zero => open.target.zero(run).await.map_err(failed("write", &open.path)),
+        Source::Data { .. } => {
+            let bytes = read_run(frames, run, source).await.map_err(ApplierError::Recover)?;
+            open.target.write(run.offset(), bytes).await.map_err(failed("write", &open.path))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use model::{DiskId, DiskName, MachineName, Position, RecordDigest, Seq, Timestam
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"FSREPLST";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 16;
 const SUM_BYTES: usize = 32;
 
@@ -35,8 +35,17 @@ pub(crate) struct ReplicaState {
     pub digest: RecordDigest,
     /// The disks there.
     pub disks: Vec<ReplicaDisk>,
-    /// Where they are being moved to: records up to there may be on the disks already.
-    pub intent: Option<Seq>,
+    /// A move that has begun and not ended: what it writes may be on the disks already.
+    pub intent: Option<Intent>,
+}
+
+/// A move that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Intent {
+    /// Where to, at least.
+    pub to: Seq,
+    /// Whether the disks are laid out of maps, in no order of time: they stand nowhere until that has ended.
+    pub rebuild: bool,
 }
 
 /// A disk of a replica.
@@ -48,6 +57,21 @@ pub(crate) struct ReplicaDisk {
     pub name: DiskName,
     /// Its size in bytes.
     pub size: u64,
+    /// Where its bytes are.
+    pub place: DiskPlace,
+}
+
+/// Where the bytes of a replica disk are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum DiskPlace {
+    /// In a raw file.
+    Raw,
+    /// In a qcow2 image.
+    Qcow2,
+    /// In a fixed VHD image.
+    Vhd,
+    /// On the block device that the kernel knows by this ([`disk::device_identity`]).
+    Device(String),
 }
 
 impl ReplicaState {
@@ -61,6 +85,12 @@ impl ReplicaState {
             disks: Vec::new(),
             intent: None,
         }
+    }
+
+    /// The position that the disks stand at, or stood at before the move that has begun. None when they stand nowhere.
+    pub fn claim(&self) -> Option<Seq> {
+        let rebuilt = self.intent.is_some_and(|intent| intent.rebuild);
+        Some(self.position.seq).filter(|seq| *seq > Seq::ZERO && !rebuilt)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -159,9 +189,10 @@ mod tests {
     fn state() -> ReplicaState {
         let mut state = ReplicaState::empty("db".parse().expect("valid"));
         state.position.seq = Seq(7);
-        state.intent = Some(Seq(9));
+        state.intent = Some(Intent { to: Seq(9), rebuild: true });
         let name: DiskName = "root".parse().expect("valid");
-        state.disks.push(ReplicaDisk { id: name.id(), name, size: 4096 });
+        let place = DiskPlace::Device("wwid x".to_owned());
+        state.disks.push(ReplicaDisk { id: name.id(), name, size: 4096, place });
         state
     }
 

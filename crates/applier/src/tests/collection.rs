@@ -18,7 +18,7 @@ use store::{CollectError, FaultStore, Faults, LogEnd, LogPosition, LogRules, Pla
 use super::{contents, load, open};
 use crate::ApplierError;
 use crate::manifest::{self, ManifestOwner};
-use crate::recover::{RecoverError, VerifyReport, stream_log, verify};
+use crate::recover::{RecoverError, VerifyOptions, VerifyReport, stream_log, verify};
 use crate::segments;
 use crate::stream::{Found, StreamReader};
 use crate::testing::{Rng, TestLog, vault};
@@ -108,11 +108,11 @@ async fn promote(owner: &mut ManifestOwner, log: &TestLog, but: usize) {
 }
 
 async fn plan(owner: &ManifestOwner, log: &TestLog) -> Plan {
-    owner.writer().plan_collection(&log.stream()).await.expect("no doubt")
+    owner.writer().plan_collection(&log.stream(), None).await.expect("no doubt")
 }
 
 async fn report(log: &TestLog) -> VerifyReport {
-    verify(&log.store, log.keys.clone(), &log.machine, None, None, None).await.expect("verified")
+    verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified")
 }
 
 /// The oracle; looks at about `samples` positions.
@@ -254,7 +254,7 @@ async fn a_fenced_owner_deletes_nothing_and_what_it_had_planned_is_still_garbage
     let before = store.list("machine/db").await.expect("listed");
     let refused = zombie.writer().collect(&stale, ALL).await;
     assert!(matches!(refused, Err(StoreError::Fenced { .. })), "{refused:?}");
-    let refused = zombie.writer().plan_collection(&log.stream()).await;
+    let refused = zombie.writer().plan_collection(&log.stream(), None).await;
     assert!(matches!(refused, Err(CollectError::Store(StoreError::Fenced { .. }))), "{refused:?}");
     assert_eq!(store.list("machine/db").await.expect("listed"), before);
     let fresh = plan(&owner, &log).await;
@@ -289,13 +289,13 @@ async fn an_owner_replaced_while_it_collects_does_no_harm() {
         let mut first = ManifestOwner::attach(&slow, &keys, &log.machine, LogRules::ALL).await.expect("attached");
         promote(&mut first, &log, 3).await;
         let old = async {
-            let plan = first.writer().plan_collection(&stream).await?;
+            let plan = first.writer().plan_collection(&stream, None).await?;
             Ok::<_, CollectError>(first.writer().collect(&plan, ALL).await?)
         };
         let new = async {
             let mut second = ManifestOwner::attach(&slow, &keys, &log.machine, LogRules::ALL).await.expect("attached");
             promote(&mut second, &log, 0).await;
-            let plan = second.writer().plan_collection(&stream).await.expect("no doubt");
+            let plan = second.writer().plan_collection(&stream, None).await.expect("no doubt");
             second.writer().collect(&plan, ALL).await.expect("collected")
         };
         let reading = async {
@@ -331,7 +331,7 @@ async fn collect_by_an_unacknowledged_commit(rules: LogRules) -> (TestLog, Resul
     let rest = next_commit(&zombie, &log, ALL).await;
     zombie.begin(rest);
     zombie.put_pending().await.expect("put");
-    let planned = zombie.writer().plan_collection(&log.stream()).await;
+    let planned = zombie.writer().plan_collection(&log.stream(), None).await;
     if let Ok(plan) = &planned {
         zombie.writer().collect(plan, ALL).await.expect("collected");
     }
@@ -376,7 +376,7 @@ async fn a_doubt_stops_a_collection_before_its_first_deletion() {
     live_hard(&mut log, 4).await;
     let mut owner = own(&log).await;
     promote(&mut owner, &log, 0).await;
-    let doubt = async || owner.writer().plan_collection(&log.stream()).await.expect_err("a doubt").to_string();
+    let doubt = async || owner.writer().plan_collection(&log.stream(), None).await.expect_err("a doubt").to_string();
     let put = async |path: &str, bytes: Vec<u8>| {
         store.object_store().put(&Path::from(path), bytes.into()).await.expect("put");
     };

@@ -9,12 +9,13 @@ use object_store::path::Path;
 use store::{LogPosition, Store};
 
 use super::{contents, load, open};
-use crate::recover::{VerifyReport, Witness, verify};
+use crate::recover::{VerifyOptions, VerifyReport, Witness, verify};
 use crate::segments;
 use crate::testing::{TestLog, vault};
 
 pub(super) async fn check(log: &TestLog, witness: Option<(Seq, RecordDigest)>) -> VerifyReport {
-    verify(&log.store, log.keys.clone(), &log.machine, None, witness, None).await.expect("verified")
+    let options = VerifyOptions { witness, ..VerifyOptions::default() };
+    verify(&log.store, log.keys.clone(), &log.machine, options).await.expect("verified")
 }
 
 pub(super) async fn replace(store: &Store, path: &str, bytes: Vec<u8>) {

@@ -3,9 +3,11 @@
 mod adversaries;
 mod collection;
 mod damage;
+mod horizon;
 mod overlay;
 mod positions;
 mod process;
+mod replica;
 mod times;
 
 use std::sync::Arc;
@@ -33,9 +35,19 @@ pub(crate) async fn follow(log: &TestLog, map_segments: usize) {
     let poll = Duration::from_millis(1);
     let (data_dir, crash_every) = ("unused".into(), Duration::from_secs(60));
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica, prefix_gc) = (false, false);
-    let settings =
-        ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc };
+    let (replicas, replica_lag, gc) = (Default::default(), Duration::MAX, false);
+    let settings = ApplierConfig {
+        data_dir,
+        crash_every,
+        journal_window,
+        retention,
+        poll,
+        replicas,
+        replica_lag,
+        map_segments,
+        tidy_every: Duration::from_secs(60),
+        gc,
+    };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");
     let deadline = std::time::Instant::now() + Duration::from_secs(60);

@@ -1,5 +1,6 @@
 //! The running applier: manifests, points, replicas, crashes, takeover; and the end of a machine's protection.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use super::{contents, follow, load, open};
 use crate::applier::SegmentRun;
 use crate::maps::{Maps, segments_behind};
-use crate::recover::{History, LoadOptions, RecoverError, Validity, processed, verify};
+use crate::recover::{History, LoadOptions, RecoverError, Validity, VerifyOptions, processed, verify};
 use crate::replica::Replica;
 use crate::testing::{Rng, TestLog, vault};
-use crate::{Applier, ApplierConfig, ApplierError, ApplierRules, Clock, manifest, unprotect};
+use crate::{Applier, ApplierConfig, ApplierError, ApplierRules, Clock, ReplicaConfig, manifest, unprotect};
 
 /// A clock that stands where the test puts it.
 #[derive(Default)]
-struct TestClock(AtomicU64);
+pub(super) struct TestClock(AtomicU64);
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
@@ -32,25 +33,37 @@ impl Clock for TestClock {
     }
 }
 
-fn config(data_dir: &Path) -> ApplierConfig {
+pub(super) fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
     let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica, map_segments, prefix_gc) = (true, 2, false);
-    ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc }
+    let (replica_lag, map_segments, gc) = (Duration::MAX, 2, false);
+    let replicas = ["db", "db-2"].map(|name| (name.parse().expect("valid"), ReplicaConfig::default())).into();
+    ApplierConfig {
+        data_dir,
+        crash_every,
+        journal_window,
+        retention,
+        poll,
+        replicas,
+        replica_lag,
+        map_segments,
+        tidy_every: Duration::from_secs(60),
+        gc,
+    }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
     start_with(config(data_dir), log, clock).await
 }
 
-async fn start_with(config: ApplierConfig, log: &TestLog, clock: &Arc<TestClock>) -> Arc<Applier> {
+pub(super) async fn start_with(config: ApplierConfig, log: &TestLog, clock: &Arc<TestClock>) -> Arc<Applier> {
     let machines = vec![log.machine.clone()];
     let clock: Arc<dyn Clock> = clock.clone();
     Applier::start(config, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
 }
 
-async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
+pub(super) async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
@@ -58,8 +71,13 @@ async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Raw files.
+fn raw() -> ReplicaConfig {
+    ReplicaConfig::default()
+}
+
 /// The replica's files equal the model at a position, and there are no others.
-fn assert_replica(log: &TestLog, data_dir: &Path, seq: Seq) {
+pub(super) fn assert_replica(log: &TestLog, data_dir: &Path, seq: Seq) {
     let directory = data_dir.join("replica").join(log.machine.as_str());
     let expected = &log.model.at[seq.0 as usize];
     for (disk, contents) in expected {
@@ -105,7 +123,7 @@ async fn the_applier_promotes_makes_points_and_keeps_the_replica() {
     ];
     assert_eq!(kinds, expected);
     assert_eq!(history.resolve(&Selector::Id(id), None).await.expect("resolved").position.seq, marked);
-    let report = crate::recover::verify(&store, keys, &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys, &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
 }
 
@@ -114,7 +132,7 @@ async fn an_applier_without_replica_touches_no_file() {
     let (store, keys) = vault().await;
     let data_dir = Path::new("a-directory-that-nobody-makes");
     let mut log = TestLog::begin(&store, &keys, "db", 7).await;
-    let config = ApplierConfig { replica: false, ..config(data_dir) };
+    let config = ApplierConfig { replicas: BTreeMap::new(), ..config(data_dir) };
     let (machines, clock) = (vec![log.machine.clone()], Arc::new(TestClock::default()));
     let applier = Applier::start(config, store, keys, machines, clock).await.expect("started");
     for _ in 0..20 {
@@ -202,7 +220,7 @@ async fn restarted_appliers_go_on_and_make_no_point_twice() {
 /// Promotes a log with an applier that keeps no replica, so that a test can move one by hand.
 async fn promoted(log: &TestLog) -> (SegmentRun, Validity) {
     let nowhere = tempfile::tempdir().expect("temp dir");
-    let settings = ApplierConfig { replica: false, ..config(nowhere.path()) };
+    let settings = ApplierConfig { replicas: BTreeMap::new(), ..config(nowhere.path()) };
     let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
     let machines = vec![log.machine.clone()];
     let applier =
@@ -219,7 +237,7 @@ async fn promoted(log: &TestLog) -> (SegmentRun, Validity) {
 }
 
 /// Lets the move of a replica end, as a dying process does, at the failpoint behind the next `passed`. Tells when it did.
-fn die_at_failpoint(mut passed: u64) -> Arc<Notify> {
+pub(super) fn die_at_failpoint(mut passed: u64) -> Arc<Notify> {
     let dead = Arc::new(Notify::new());
     let told = dead.clone();
     probe::on_this_thread(Some(Box::new(move |name| {
@@ -255,7 +273,7 @@ async fn a_replica_that_dies_at_any_step_resumes_to_the_same_contents() {
             let mut tries = 0;
             loop {
                 let mut replica =
-                    Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+                    Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine, raw()).expect("opened");
                 let Some(target) = replica.next_target(&validity, &segments) else { break };
                 let dead = die_at_failpoint(rng.below(6 + 4 * tries));
                 let goes_on = CancellationToken::new();
@@ -289,7 +307,8 @@ async fn a_replica_without_its_state_or_a_disk_is_built_anew_but_never_from_anot
     let (segments, validity) = promoted(&log).await;
     let directory = data_dir.path().join("replica/db");
     let go = async |store: &store::Store, keys: &Arc<format::keys::Keys>| {
-        let mut replica = Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+        let mut replica =
+            Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine, raw()).expect("opened");
         let target = replica.next_target(&validity, &segments)?;
         Some(replica.advance(&segments, target, &CancellationToken::new()).await)
     };
@@ -303,9 +322,9 @@ async fn a_replica_without_its_state_or_a_disk_is_built_anew_but_never_from_anot
     log.random();
     log.commit().await;
     let (segments, validity) = promoted(&log).await;
-    let mut replica = Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine).expect("opened");
+    let mut replica = Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine, raw()).expect("opened");
     assert!(matches!(
-        Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine),
+        Replica::open(store.clone(), keys.clone(), data_dir.path(), &log.machine, raw()),
         Err(ApplierError::ReplicaInUse { .. })
     ));
     while let Some(target) = replica.next_target(&validity, &segments) {
@@ -317,7 +336,7 @@ async fn a_replica_without_its_state_or_a_disk_is_built_anew_but_never_from_anot
     let mut other = TestLog::begin(&other_store, &other_keys, "db", 99).await;
     other.live(60).await;
     let (segments, validity) = promoted(&other).await;
-    let mut replica = Replica::open(other_store, other_keys, data_dir.path(), &other.machine).expect("opened");
+    let mut replica = Replica::open(other_store, other_keys, data_dir.path(), &other.machine, raw()).expect("opened");
     let target = replica.next_target(&validity, &segments).expect("a target");
     let refused = replica.advance(&segments, target, &CancellationToken::new()).await;
     assert!(matches!(refused, Err(ApplierError::ReplicaForeign { .. })), "{refused:?}");
@@ -369,13 +388,13 @@ async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on()
     off.stop().await;
     assert_eq!(store.list("machine/db/stream").await.expect("listed"), before, "off by default");
 
-    let collecting = || ApplierConfig { prefix_gc: true, ..config(data_dir.path()) };
+    let collecting = || ApplierConfig { gc: true, ..config(data_dir.path()) };
     let on = start_with(collecting(), &log, &clock).await;
     wait_for("the opening's deletion", async || gone(&opening).await).await;
     let event =
         |applier: &Arc<Applier>| applier.events(&log.machine).into_iter().find(|e| e.kind == EventKind::Collection);
     wait_for("the event", async || event(&on).is_some()).await;
-    assert!(event(&on).expect("just seen").message.starts_with("prefix GC: "));
+    assert!(event(&on).expect("just seen").message.starts_with("garbage collection: "));
     assert!(gone(&old_manifest).await, "the first applier's epoch is replaced");
     on.stop().await;
 
@@ -387,7 +406,7 @@ async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on()
     wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(last)).await;
     again.stop().await;
     assert_replica(&log, data_dir.path(), last);
-    let report = crate::recover::verify(&store, keys.clone(), &log.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     // A purge reads the streams of all other machines.
     let other = TestLog::begin(&store, &keys, "db-2", 8).await;
@@ -422,7 +441,7 @@ async fn purge_removes_everything_of_the_machine_and_nothing_of_another() {
     assert_replica(&other, data_dir.path(), other.last());
     assert!(matches!(purge(true).await, Err(ApplierError::Recover(RecoverError::UnknownMachine { .. }))));
     assert_eq!(store::list_machines(&store).await.expect("listed"), std::slice::from_ref(&other.machine));
-    let report = verify(&store, keys.clone(), &other.machine, None, None, None).await.expect("verified");
+    let report = verify(&store, keys.clone(), &other.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(store.list("probe").await.expect("listed").len(), 1);
 }
@@ -437,7 +456,7 @@ async fn an_epoch_about_to_be_opened_is_no_damage_though_there_is_a_manifest() {
     promoted(&log).await;
     let owned = crate::recover::stream_log(&store, &keys, &log.machine).attach().await.expect("attached");
     let nowhere = tempfile::tempdir().expect("temp dir");
-    let settings = ApplierConfig { replica: false, ..config(nowhere.path()) };
+    let settings = ApplierConfig { replicas: BTreeMap::new(), ..config(nowhere.path()) };
     let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
     let machines = vec![log.machine.clone()];
     let applier = Applier::start(settings, store.clone(), keys.clone(), machines, clock).await.expect("started");
@@ -476,7 +495,7 @@ async fn a_replica_that_begins_late_finds_its_segments_in_the_maps() {
 /// The points of a machine, once an applier with this policy has come to rest at `now`.
 async fn points_under(log: &TestLog, policy: &str, now: Timestamp, wanted: usize) -> Vec<Seq> {
     let retention = policy.parse().expect("a retention");
-    let settings = ApplierConfig { replica: false, retention, ..config(Path::new("unused")) };
+    let settings = ApplierConfig { replicas: BTreeMap::new(), retention, ..config(Path::new("unused")) };
     let clock = Arc::new(TestClock::default());
     clock.0.store(now.0, Ordering::Relaxed);
     let applier = start_with(settings, log, &clock).await;
@@ -515,7 +534,7 @@ async fn points_are_dropped_as_the_policy_says_and_their_positions_still_open() 
     for hold in [true, false] {
         let clock = Arc::new(TestClock::default());
         clock.0.store(now.0, Ordering::Relaxed);
-        let settings = ApplierConfig { replica: false, ..config(Path::new("unused")) };
+        let settings = ApplierConfig { replicas: BTreeMap::new(), ..config(Path::new("unused")) };
         let applier = start_with(settings, &log, &clock).await;
         applier.pin(&log.machine, held.id, hold).await.expect("acknowledged");
         let refused = applier.pin(&log.machine, unknown, hold).await.expect_err("unknown");

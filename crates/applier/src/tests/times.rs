@@ -83,9 +83,11 @@ async fn applier(log: &TestLog, retention: &str, clock: &Arc<VirtualClock>) -> A
         journal_window: Duration::from_secs(24 * 3600),
         retention: retention.parse().expect("a retention"),
         poll: Duration::from_secs(10),
-        replica: false,
+        replicas: Default::default(),
+        replica_lag: Duration::MAX,
         map_segments: 64,
-        prefix_gc: false,
+        tidy_every: Duration::from_secs(60),
+        gc: false,
     };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     Applier::start(settings, store, keys, machines, clock.clone()).await.expect("started")

@@ -6,6 +6,7 @@
 mod compare;
 mod cp;
 mod dump;
+mod gc;
 mod key;
 mod ls;
 mod mark;
@@ -42,6 +43,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::run(global, output).await?,
         Command::Points(args) => points::run(global, &args, output).await?,
         Command::Mark(args) => mark::run(global, &args, output).await?,
+        Command::Gc(args) => gc::run(global, &args, output).await?,
         Command::Pin(args) => pin::run(global, &args, true, output).await?,
         Command::Unpin(args) => pin::run(global, &args, false, output).await?,
         Command::Unprotect(args) => unprotect::run(global, &args, output).await?,

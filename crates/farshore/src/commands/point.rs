@@ -9,6 +9,7 @@ use store::Store;
 
 use crate::cli::Global;
 use crate::context;
+use crate::failure::usage;
 use crate::output::Progress;
 
 /// Loads the history of a machine.
@@ -30,9 +31,16 @@ pub async fn load(
 
 /// Opens the position a selector means.
 pub async fn open(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<PointReader> {
-    let history = history(global, machine).await?;
-    let resolved = history.resolve(at, processed(global, machine, at).await?).await?;
-    Ok(history.open(&resolved).await?)
+    let processed = processed(global, machine, at).await?;
+    loop {
+        let history = history(global, machine).await?;
+        let opened = async { history.open(&history.resolve(at, processed).await?).await };
+        match opened.await {
+            // Collected while we looked: what is retained opens through newer maps.
+            Err(error) if error.is_missing() && history.is_stale().await? => {}
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Where the replica stands, for the one selector that asks: only there is a data directory needed.
@@ -41,6 +49,10 @@ pub async fn processed(global: &Global, machine: &MachineName, at: &Selector) ->
         return Ok(None);
     }
     let config = context::config(global)?;
+    if config.machine(machine).is_some_and(|machine| machine.replica.is_none()) {
+        let why = format!("{machine} keeps no replica (replica = \"none\"): use latest instead of latest-processed");
+        return Err(usage(why));
+    }
     Ok(applier::recover::processed(&config.site.data_dir, machine).await)
 }
 

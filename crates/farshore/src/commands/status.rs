@@ -71,6 +71,7 @@ fn text(object: &Value) -> String {
         for machine in status["machines"].as_array().into_iter().flatten() {
             let name = machine["machine"].as_str().unwrap_or_default();
             let troubles = [&machine["store_error"], &machine["last_error"], &machine["replica"]["last_error"]];
+            text += &replica_text(name, &machine["replica"]);
             for trouble in troubles.into_iter().filter_map(Value::as_str) {
                 text += &format!("  {name}: {trouble}\n");
             }
@@ -91,6 +92,19 @@ fn text(object: &Value) -> String {
         };
     }
     if text.is_empty() { "nothing is configured".into() } else { text }
+}
+
+/// What the applier does with the replica of a machine, where that is not plainly to keep it.
+fn replica_text(name: &str, replica: &Value) -> String {
+    if replica.is_null() {
+        return format!("  {name}: no replica is kept (replica = \"none\"); points and maps are made\n");
+    }
+    match replica["rebuilding"] == Value::Bool(true) {
+        true => {
+            format!("  {name}: the replica is being rebuilt, seq:{} to seq:{}\n", replica["seq"], replica["moving_to"])
+        }
+        false => String::new(),
+    }
 }
 
 fn agent_text(name: &str, agent: &Value) -> String {

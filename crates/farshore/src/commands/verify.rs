@@ -1,8 +1,9 @@
 //! `farshore verify`: the store read again and everything recomputed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use applier::recover::{VerifyReport, Witness};
+use applier::recover::{Coverage, StateFile, VerifyOptions, VerifyReport, Witness};
 use model::Seq;
 use serde_json::json;
 
@@ -11,6 +12,9 @@ use crate::cli::{Global, Head, VerifyArgs};
 use crate::context;
 use crate::failure::Exit;
 use crate::output::{Output, Progress, bytes_text};
+
+/// How often the state file is written.
+const STATE_EVERY: Duration = Duration::from_secs(10);
 
 /// Verifies a machine; exit code 3 when anything is damaged, the tail is lost, or the position asked for is hit.
 pub async fn run(global: &Global, args: &VerifyArgs, output: Output) -> anyhow::Result<Exit> {
@@ -23,9 +27,16 @@ pub async fn run(global: &Global, args: &VerifyArgs, output: Output) -> anyhow::
         None => None,
     };
     let witness = args.head.and_then(|head| head.digest.map(|digest| (head.seq, digest)));
-    let bar = Progress::counting("verifying objects");
-    let progress = Arc::new(move |at: applier::recover::Progress| bar.set(at.done, at.total));
-    let mut report = applier::recover::verify(&store, keys, &args.machine, at, witness, Some(progress)).await?;
+    let bar = Progress::new("verifying");
+    let options = VerifyOptions {
+        at,
+        witness,
+        sample: args.sample,
+        seed: args.seed,
+        state: args.state.clone().map(|path| StateFile { path, every: STATE_EVERY }),
+        progress: Some(Arc::new(move |at| bar.set(at.done, at.total))),
+    };
+    let mut report = applier::recover::verify(&store, keys, &args.machine, options).await?;
     if let Some(head) = args.head {
         judge_without_digest(&mut report, head);
     }
@@ -48,6 +59,33 @@ fn judge_without_digest(report: &mut VerifyReport, head: Head) {
     }
 }
 
+/// What was read whole, and what was not.
+fn coverage(report: &VerifyReport) -> String {
+    let Coverage { objects, bytes, whole_objects, whole_bytes, earlier_objects } = report.segments;
+    let maps = report.maps;
+    let mut text = format!(
+        "Read whole: {whole_objects} of {objects} segments ({} of {}), {} of {} maps",
+        bytes_text(whole_bytes),
+        bytes_text(bytes),
+        maps.whole_objects,
+        maps.objects
+    );
+    match earlier_objects + maps.earlier_objects {
+        0 => {}
+        earlier => text += &format!("; {earlier} of them before this verify was interrupted"),
+    }
+    match &report.sample {
+        None => text + ".\n",
+        Some(sample) => {
+            text += &format!(
+                ".\nOf the others only header and table: what else is in them was NOT read. --sample {} ",
+                sample.share
+            );
+            text + &format!("--seed {} reads the same again.\n", sample.seed)
+        }
+    }
+}
+
 fn text(report: &VerifyReport, sound: bool) -> String {
     let mut text = format!(
         "{}: {} objects with {} read, log ends at {}:{}\n",
@@ -57,6 +95,7 @@ fn text(report: &VerifyReport, sound: bool) -> String {
         report.head_seq,
         report.head_digest
     );
+    text += &coverage(report);
     for damage in &report.damages {
         text += &format!("DAMAGED {}: {}\n", damage.path, damage.problem);
         for range in &damage.ranges {

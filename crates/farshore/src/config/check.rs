@@ -8,14 +8,15 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use applier::ReplicaConfig;
 use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, JOURNAL_WINDOW, MACHINES_MAX,
-    Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer,
-    ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable,
-    StoreTable, Transport,
+    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE, JOURNAL_WINDOW,
+    MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable,
+    ProcessServer, ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES,
+    Site, SiteTable, StoreTable, Transport,
 };
 
 /// "line N: message", on one line.
@@ -91,7 +92,7 @@ impl Checker<'_> {
     }
 
     fn process_server(&self, table: ProcessServerTable) -> Result<ProcessServer, ConfigError> {
-        let ProcessServerTable { listen, transport, segment_bytes, segment_age } = table;
+        let ProcessServerTable { listen, transport, segment_bytes, segment_age, epoch_life } = table;
         let transport = match transport.as_str() {
             "tls" => Transport::Tls,
             "quic" => Transport::Quic,
@@ -106,14 +107,15 @@ impl Checker<'_> {
             transport,
             segment_bytes: self.size("process_server.segment_bytes", segment_bytes, SEGMENT_BYTES)?,
             segment_age: self.duration("process_server.segment_age", &segment_age, SEGMENT_AGE)?,
+            epoch_life: self.duration("process_server.epoch_life", &epoch_life, EPOCH_LIFE)?,
         })
     }
 
     fn applier(&self, table: ApplierTable) -> Result<Applier, ConfigError> {
-        let ApplierTable { prefix_gc, map_segments } = table;
+        let ApplierTable { gc, map_segments } = table;
         let map_segments = map_segments as usize;
         match MAP_SEGMENTS.contains(&map_segments) {
-            true => Ok(Applier { prefix_gc, map_segments }),
+            true => Ok(Applier { gc, map_segments }),
             false => {
                 let why = format!("{map_segments} is out of range: 1 to {}", MAP_SEGMENTS.end());
                 Err(self.refuse("applier.map_segments", why))
@@ -122,17 +124,18 @@ impl Checker<'_> {
     }
 
     fn policy(&self, table: PolicyTable) -> Result<Policy, ConfigError> {
-        let PolicyTable { crash_every, journal_window, retention, rpo_target } = table;
+        let PolicyTable { crash_every, journal_window, retention, rpo_target, replica_lag } = table;
         Ok(Policy {
             crash_every: self.duration("policy.crash_every", &crash_every, POLICY_INTERVAL)?,
             journal_window: self.duration("policy.journal_window", &journal_window, JOURNAL_WINDOW)?,
             retention: retention.parse().map_err(|e| self.refuse("policy.retention", e))?,
             rpo_target: self.duration("policy.rpo_target", &rpo_target, POLICY_INTERVAL)?,
+            replica_lag: self.duration("policy.replica_lag", &replica_lag, POLICY_INTERVAL)?,
         })
     }
 
     fn machine(&self, table: MachineTable, site: &Site, server: &ProcessServer) -> Result<Machine, ConfigError> {
-        let MachineTable { name, process_server, queue_bytes, spool_bytes, disk } = table;
+        let MachineTable { name, process_server, queue_bytes, spool_bytes, replica, replica_format, disk } = table;
         let name: MachineName = name.parse().map_err(|e| self.refuse("machine.name", e))?;
         let key = |key: &str| format!("machine {name}: {key}");
         let addresses = match process_server {
@@ -152,9 +155,14 @@ impl Checker<'_> {
             let why = format!("a machine has 1 to {DISKS_MAX} disks; add a [[machine.disk]] table below it");
             return Err(self.refuse(key("disk"), why));
         }
-        let mut disks: Vec<Disk> = Vec::new();
-        for table in disk {
+        let (mut disks, mut devices) = (Vec::<Disk>::new(), BTreeMap::new());
+        for mut table in disk {
+            let device = table.replica_device.take();
             let disk = self.disk(table, &name, site)?;
+            if let Some(device) = device {
+                let key = key(&format!("disk {}: replica_device", disk.name));
+                devices.insert(disk.name.clone(), self.file_path(&key, &device)?);
+            }
             self.disk_identity_is_new(&name, &disks, &disk)?;
             disks.push(disk);
         }
@@ -162,13 +170,37 @@ impl Checker<'_> {
             process_servers,
             queue_bytes: self.size(&key("queue_bytes"), queue_bytes, QUEUE_BYTES)?,
             spool_bytes: self.size(&key("spool_bytes"), spool_bytes, SPOOL_BYTES)?,
+            replica: self.replica(&name, &replica, &replica_format, devices)?,
             disks,
             name,
         })
     }
 
+    fn replica(
+        &self,
+        machine: &MachineName,
+        replica: &str,
+        format: &str,
+        devices: BTreeMap<DiskName, PathBuf>,
+    ) -> Result<Option<ReplicaConfig>, ConfigError> {
+        let key = |key: &str| format!("machine {machine}: {key}");
+        let format = format.parse().map_err(|e| self.refuse(key("replica_format"), e))?;
+        match (replica, devices.keys().next()) {
+            ("warm", _) => Ok(Some(ReplicaConfig { format, devices })),
+            ("none", None) => Ok(None),
+            ("none", Some(disk)) => {
+                let why = "with replica = \"none\" no replica is kept: leave the key out, or write replica = \"warm\"";
+                Err(self.refuse(key(&format!("disk {disk}: replica_device")), why))
+            }
+            (other, _) => {
+                let shown: String = other.chars().take(80).collect();
+                Err(self.refuse(key("replica"), format!("{shown:?} is no policy: write \"warm\" or \"none\"")))
+            }
+        }
+    }
+
     fn disk(&self, table: DiskTable, machine: &MachineName, site: &Site) -> Result<Disk, ConfigError> {
-        let DiskTable { name, source, listen } = table;
+        let DiskTable { name, source, listen, replica_device: _ } = table;
         let name: DiskName = name.parse().map_err(|e| self.refuse(format!("machine {machine}: disk.name"), e))?;
         let key = |key: &str| format!("machine {machine}: disk {name}: {key}");
         let listen = match listen {
@@ -215,6 +247,13 @@ impl Checker<'_> {
                 let key = format!("machine {}: disk {}", machine.name, disk.name);
                 if let Some(other) = sources.insert(disk.source.clone(), key.clone()) {
                     return Err(self.refuse(format!("{key}: source"), format!("{other} has the same source")));
+                }
+                let device = machine.replica.as_ref().and_then(|replica| replica.devices.get(&disk.name));
+                if let Some(device) = device
+                    && let Some(other) = sources.insert(device.clone(), format!("{key}: replica_device"))
+                {
+                    let why = format!("{other} is the same: what is there would be destroyed");
+                    return Err(self.refuse(format!("{key}: replica_device"), why));
                 }
                 if let Some(other) = listeners.insert(place(&disk.listen), key.clone()) {
                     return Err(self.refuse(format!("{key}: listen"), format!("{other} has the same address")));

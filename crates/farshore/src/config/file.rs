@@ -66,14 +66,16 @@ pub struct ProcessServerTable {
     pub segment_bytes: ByteSize,
     /// Segment age.
     pub segment_age: String,
+    /// Life of an epoch.
+    pub epoch_life: String,
 }
 
 /// `[applier]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplierTable {
-    /// Whether needless objects below the folded position are deleted.
-    pub prefix_gc: bool,
+    /// Whether what the policy keeps no longer is deleted.
+    pub gc: bool,
     /// Segments that a map takes in.
     pub map_segments: u32,
 }
@@ -90,6 +92,8 @@ pub struct PolicyTable {
     pub retention: String,
     /// Recovery point objective.
     pub rpo_target: String,
+    /// Lag past which a replica is rebuilt out of maps.
+    pub replica_lag: String,
 }
 
 /// `[[machine]]`
@@ -106,6 +110,12 @@ pub struct MachineTable {
     /// File for payload.
     #[serde(default = "default_spool_bytes")]
     pub spool_bytes: ByteSize,
+    /// `warm` or `none`.
+    #[serde(default = "default_replica")]
+    pub replica: String,
+    /// `raw`, `qcow2` or `vhd`.
+    #[serde(default = "default_replica_format")]
+    pub replica_format: String,
     /// `[[machine.disk]]`
     #[serde(default)]
     pub disk: Vec<DiskTable>,
@@ -121,6 +131,8 @@ pub struct DiskTable {
     pub source: String,
     /// Address of the NBD export.
     pub listen: Option<String>,
+    /// Block device of the replica disk.
+    pub replica_device: Option<String>,
 }
 
 /// One address or a list of them.
@@ -140,13 +152,14 @@ impl Default for ProcessServerTable {
             transport: "tls".into(),
             segment_bytes: ByteSize(8 << 20),
             segment_age: "1s".into(),
+            epoch_life: "6h".into(),
         }
     }
 }
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { prefix_gc: false, map_segments: 64 }
+        Self { gc: false, map_segments: 64 }
     }
 }
 
@@ -157,6 +170,7 @@ impl Default for PolicyTable {
             journal_window: "24h".into(),
             retention: "24h:all, 7d:1h, 30d:1d, 1y:1w".into(),
             rpo_target: "30s".into(),
+            replica_lag: "10m".into(),
         }
     }
 }
@@ -171,6 +185,14 @@ fn default_vault_key() -> String {
 
 fn default_ca() -> String {
     "pki".into()
+}
+
+fn default_replica() -> String {
+    "warm".into()
+}
+
+fn default_replica_format() -> String {
+    "raw".into()
 }
 
 fn default_queue_bytes() -> ByteSize {

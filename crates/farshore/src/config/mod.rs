@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use applier::ReplicaConfig;
 use model::{DiskName, MachineName, Retention};
 use nbd::ListenAddress;
 
@@ -31,6 +32,9 @@ pub const TEMPLATE: &str = include_str!("template.toml");
 pub const SEGMENT_BYTES: RangeInclusive<u64> = 256 << 10..=64 << 20;
 /// Age at which a segment is sealed.
 pub const SEGMENT_AGE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
+
+/// Time after which a stream goes on in a new epoch.
+pub const EPOCH_LIFE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(7 * 86400);
 /// Interval of crash points and the RPO target.
 pub const POLICY_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// How long every position stays recoverable.
@@ -136,13 +140,15 @@ pub struct ProcessServer {
     pub segment_bytes: u64,
     /// Age.
     pub segment_age: Duration,
+    /// Life of an epoch.
+    pub epoch_life: Duration,
 }
 
 /// `[applier]`, checked.
 #[derive(Debug, Clone)]
 pub struct Applier {
-    /// Whether needless objects below the folded position are deleted.
-    pub prefix_gc: bool,
+    /// Whether what the policy keeps no longer is deleted.
+    pub gc: bool,
     /// Segments that a map takes in, 1 to 1024.
     pub map_segments: usize,
 }
@@ -158,6 +164,8 @@ pub struct Policy {
     pub retention: Retention,
     /// Recovery point objective.
     pub rpo_target: Duration,
+    /// Lag past which a replica is rebuilt out of maps.
+    pub replica_lag: Duration,
 }
 
 /// `[[machine]]`, checked.
@@ -171,6 +179,8 @@ pub struct Machine {
     pub queue_bytes: u64,
     /// Bytes.
     pub spool_bytes: u64,
+    /// How its replica is kept; none when the store alone keeps its history.
+    pub replica: Option<ReplicaConfig>,
     /// Disks, in the order written.
     pub disks: Vec<Disk>,
 }

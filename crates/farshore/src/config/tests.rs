@@ -50,7 +50,8 @@ fn template_states_the_defaults() {
 
 /// Every key of every table, from a file in which all are set.
 fn every_key() -> Vec<String> {
-    let disk = DiskTable { name: "d".into(), source: "s".into(), listen: Some("l".into()) };
+    let replica_device = Some("r".into());
+    let disk = DiskTable { name: "d".into(), source: "s".into(), listen: Some("l".into()), replica_device };
     let file = ConfigFile {
         site: SiteTable { name: "n".into(), data_dir: "d".into(), vault_key: "v".into(), ca: "c".into() },
         store: StoreTable { cache: "c".into(), vault: Some("v".into()) },
@@ -62,6 +63,8 @@ fn every_key() -> Vec<String> {
             process_server: Some(OneOrMany::One("p".into())),
             queue_bytes: ByteSize(0),
             spool_bytes: ByteSize(0),
+            replica: "warm".into(),
+            replica_format: "raw".into(),
             disk: vec![disk],
         }],
     };
@@ -83,8 +86,8 @@ fn every_key_stands_in_the_template_and_in_the_manual() {
 
 #[test]
 fn nothing_is_collected_unless_it_is_asked_for() {
-    assert!(!parse(&with("")).expect("bare").applier.prefix_gc);
-    assert!(parse(&with("[applier]\nprefix_gc = true\n")).expect("valid").applier.prefix_gc);
+    assert!(!parse(&with("")).expect("bare").applier.gc);
+    assert!(parse(&with("[applier]\ngc = true\n")).expect("valid").applier.gc);
 }
 
 #[test]
@@ -93,6 +96,28 @@ fn a_policy_says_how_long_what_stays() {
         parse(&with("[policy]\njournal_window = \"0s\"\nretention = \"48h:all,1w:1h\"\n")).expect("valid").policy;
     assert_eq!(policy.journal_window, Duration::ZERO);
     assert_eq!(policy.retention.to_string(), "48h:all, 1w:1h");
+}
+
+#[test]
+fn a_replica_is_kept_as_the_machine_says() {
+    let machine = |keys: &str| with(&WEB.replace("[[machine.disk]]", &format!("{keys}\n[[machine.disk]]")));
+    let replica = |text: String| parse(&text).expect("valid").machines.remove(0).replica;
+    assert_eq!(replica(with(WEB)), Some(ReplicaConfig::default()));
+    assert_eq!(replica(machine("replica = \"none\"")), None);
+    let kept = replica(machine("replica_format = \"qcow2\"")).expect("kept");
+    assert_eq!(kept.format.to_string(), "qcow2");
+    let on_device = format!("{WEB}replica_device = \"/dev/vdb\"\n");
+    let kept = replica(with(&on_device)).expect("kept");
+    assert_eq!(kept.devices.values().collect::<Vec<_>>(), [Path::new("/dev/vdb")]);
+    assert!(refusal(&machine("replica = \"hot\"")).contains("write \"warm\" or \"none\""));
+    assert!(refusal(&machine("replica_format = \"vmdk\"")).contains("use raw, qcow2 or vhd"));
+    let none_on_device = on_device.replace("[[machine.disk]]", "replica = \"none\"\n[[machine.disk]]");
+    assert!(refusal(&with(&none_on_device)).contains("disk root: replica_device"));
+    let onto_source = with(&format!("{WEB}replica_device = \"root.img\"\n"));
+    assert!(refusal(&onto_source).contains("would be destroyed"));
+    let twice =
+        format!("{on_device}[[machine.disk]]\nname = \"data\"\nsource = \"d.img\"\nreplica_device = \"/dev/vdb\"\n");
+    assert!(refusal(&with(&twice)).contains("would be destroyed"));
 }
 
 #[test]

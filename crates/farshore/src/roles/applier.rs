@@ -16,6 +16,9 @@ use crate::{context, views};
 /// How often the log is asked for more.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How often it looks what the policy keeps no longer.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
 /// A running applier.
 pub struct ApplierRole {
     applier: Arc<Applier>,
@@ -27,14 +30,17 @@ impl ApplierRole {
     pub async fn start(global: &Global, config: &Config) -> anyhow::Result<Self> {
         let lock = RoleLock::take(config, Socket::Applier)?;
         let (store, keys) = context::role(global, config).await?;
+        let replicas = config.machines.iter().filter_map(|m| Some((m.name.clone(), m.replica.clone()?))).collect();
         let settings = ApplierConfig {
             data_dir: config.site.data_dir.clone(),
             crash_every: config.policy.crash_every,
             journal_window: config.policy.journal_window,
             retention: config.policy.retention.clone(),
             poll: POLL,
-            replica: true,
-            prefix_gc: config.applier.prefix_gc,
+            replicas,
+            replica_lag: config.policy.replica_lag,
+            tidy_every: TIDY_EVERY,
+            gc: config.applier.gc,
             map_segments: config.applier.map_segments,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();

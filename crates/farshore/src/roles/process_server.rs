@@ -42,6 +42,7 @@ impl ProcessServerRole {
             ProcessServerConfig {
                 segment_bytes: listen.segment_bytes,
                 segment_age: listen.segment_age,
+                epoch_life: listen.epoch_life,
                 // The CA vouches for machines; which hosts run which is the CA holder's business, so a process server
                 // need not be told of every machine.
                 machines: None,

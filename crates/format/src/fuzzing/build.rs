@@ -266,20 +266,28 @@ pub(super) fn manifest(u: Source) -> Result<Manifest> {
     let mut segments = promoted(u)?;
     let mapped: Vec<_> = segments.drain(..u.int_in_range(0..=segments.len())?).collect();
     let nodes = mapped.into_iter().map(|end| node(u, end)).collect::<Result<_>>()?;
-    let mut epoch = 0u64;
+    let horizon = promoted(u)?.into_iter().next_back().filter(|last| last.epoch < u64::MAX / 2);
+    let mut epoch = horizon.as_ref().map_or(0, |horizon| horizon.epoch);
     let ends = list(u, LIST_MAX, |u| {
         epoch += 1 + u64::from(u.arbitrary::<u16>()?);
         Ok(EpochEnd { epoch, slot: u.arbitrary()? })
     })?;
     let pins = ids(u)?.into_iter().collect();
-    Ok(Manifest { nodes, segments, ends, drains: drains(u)?, points: points(u)?, pins })
+    let point_maps = point_maps(u)?.into_iter().collect();
+    Ok(Manifest { nodes, segments, horizon, ends, drains: drains(u)?, points: points(u)?, pins, point_maps })
+}
+
+fn point_maps(u: Source) -> Result<Vec<(PointId, Node)>> {
+    let ends = promoted(u)?.into_iter();
+    ends.map(|end| Ok((PointId(u.arbitrary()?), Node { level: 0, ..node(u, end)? }))).collect()
 }
 
 pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
     let nodes = promoted(u)?.into_iter().map(|end| node(u, end)).collect::<Result<_>>()?;
     let (dropped, pinned, unpinned) = (ids(u)?, ids(u)?, ids(u)?);
     let (segments, drains, points) = (promoted(u)?, drains(u)?, points(u)?);
-    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes })
+    let (horizon, point_maps) = (promoted(u)?.into_iter().next(), point_maps(u)?);
+    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps })
 }
 
 /// Runs of a page: ascending, none overlapping.

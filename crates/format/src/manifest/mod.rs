@@ -5,7 +5,7 @@
 //! here. Segments are named one by one until a map takes them in; from then on the map's node stands for them, so that a
 //! manifest grows with the logarithm of the history, with its points, its drains and its writers' epochs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{LogHead, Mark, PointId, Position, RecordBody, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,8 @@ use crate::object::{ObjectHash, ObjectId};
 use crate::{FormatError, check, versioned};
 
 /// Versions of manifest and commit bodies, newest first.
-pub const VERSIONS: &[(u16, &str)] = &[(2, "maps, drains and epoch ends; version 1 was never released and is refused")];
+pub const VERSIONS: &[(u16, &str)] =
+    &[(2, "maps, drains, epoch ends and horizon; version 1 was never released and is refused")];
 
 /// Oldest version that is read.
 const VERSION_OLDEST: u16 = 2;
@@ -117,7 +118,10 @@ pub struct Manifest {
     pub nodes: Vec<Node>,
     /// Segments promoted behind the last node, in log order.
     pub segments: Vec<Promoted>,
-    /// Ends of all epochs that hold promoted segments, by epoch.
+    /// The history is whole behind this segment: every position there opens. Up to it only points do, each through its
+    /// map in `point_maps`, and segments may be gone. It is the last of a leaf and of its epoch; none while all is whole.
+    pub horizon: Option<Promoted>,
+    /// Ends of all epochs behind the horizon that hold promoted segments, by epoch.
     pub ends: Vec<EpochEnd>,
     /// Drains by position.
     pub drains: Vec<Drain>,
@@ -125,6 +129,9 @@ pub struct Manifest {
     pub points: Vec<Point>,
     /// Points that are held whatever the policy says, in order of id.
     pub pins: BTreeSet<PointId>,
+    /// For each point up to the horizon a map of its leaf's records up to it: with the nodes before that leaf it opens
+    /// without any record table.
+    pub point_maps: BTreeMap<PointId, Node>,
 }
 
 /// One step of a manifest.
@@ -144,6 +151,10 @@ pub struct ManifestCommit {
     pub unpinned: Vec<PointId>,
     /// Maps added by it, in order: a leaf takes the first of the segments, a merge the nodes it is made of.
     pub nodes: Vec<Node>,
+    /// The horizon moves here.
+    pub horizon: Option<Promoted>,
+    /// Maps of the points that it passes.
+    pub point_maps: Vec<(PointId, Node)>,
 }
 
 impl Manifest {
@@ -159,7 +170,10 @@ impl Manifest {
         let end = read.nodes.last().map_or((0, 0), |node| place(&node.end));
         let behind = read.segments.first().is_none_or(|first| end < place(first));
         let ascend = read.nodes.is_sorted_by(|a, b| place(&a.end) < place(&b.end));
-        match behind && ascend && read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) {
+        let passed = read.horizon.as_ref().map_or(0, |horizon| horizon.epoch);
+        let ends = read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) && read.ends.iter().all(|end| end.epoch > passed);
+        check_point_maps(read.point_maps.values())?;
+        match behind && ascend && ends {
             true => Ok(read),
             false => Err(FormatError::Invalid { what: "order within a manifest" }),
         }
@@ -178,11 +192,27 @@ impl Manifest {
         if !commit.dropped.is_empty() {
             let dropped: BTreeSet<_> = commit.dropped.into_iter().collect();
             self.points.retain(|point| !dropped.contains(&point.id));
+            self.point_maps.retain(|id, _| !dropped.contains(id));
         }
         self.points.extend(commit.points);
         commit.unpinned.iter().for_each(|id| _ = self.pins.remove(id));
         self.pins.extend(commit.pinned);
-        commit.nodes.into_iter().try_for_each(|node| self.take(node))
+        commit.nodes.into_iter().try_for_each(|node| self.take(node))?;
+        self.point_maps.extend(commit.point_maps);
+        commit.horizon.map_or(Ok(()), |horizon| self.pass(horizon))
+    }
+
+    /// The horizon moves up to the end of an epoch that maps hold to its end.
+    fn pass(&mut self, horizon: Promoted) -> Result<(), FormatError> {
+        const BAD: FormatError = FormatError::Invalid { what: "horizon in a manifest (it is not behind the last one)" };
+        let ahead = self.horizon.as_ref().is_none_or(|last| last.epoch < horizon.epoch);
+        let mapped = self.nodes.last().is_some_and(|node| place(&node.end) >= place(&horizon));
+        if !(ahead && mapped && self.ends.last().is_some_and(|end| end.epoch > horizon.epoch)) {
+            return Err(BAD);
+        }
+        self.ends.retain(|end| end.epoch > horizon.epoch);
+        self.horizon = Some(horizon);
+        Ok(())
     }
 
     fn take(&mut self, node: Node) -> Result<(), FormatError> {
@@ -227,14 +257,16 @@ impl ManifestCommit {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let read: Self = decode("manifest commit", bytes)?;
         check_parts(&read.segments, &read.drains, &read.points, &read.nodes)?;
+        check_point_maps(read.point_maps.iter().map(|(_, node)| node))?;
         Ok(read)
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        let Self { segments, drains, points, dropped, pinned, unpinned, nodes } = self;
+        let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps } = self;
         let points = points.is_empty() && dropped.is_empty() && pinned.is_empty() && unpinned.is_empty();
-        segments.is_empty() && drains.is_empty() && points && nodes.is_empty()
+        let maps = nodes.is_empty() && horizon.is_none() && point_maps.is_empty();
+        segments.is_empty() && drains.is_empty() && points && maps
     }
 }
 
@@ -250,6 +282,14 @@ fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> R
 
 fn place(segment: &Promoted) -> (u64, u64) {
     (segment.epoch, segment.slot)
+}
+
+/// Maps of points are like those of leaves.
+fn check_point_maps<'a>(mut nodes: impl Iterator<Item = &'a Node>) -> Result<(), FormatError> {
+    match nodes.all(|node| node.level == 0 && node_is_sound(node)) {
+        true => Ok(()),
+        false => Err(FormatError::Invalid { what: "map of a point in a manifest" }),
+    }
 }
 
 /// Segments and drains are in log order, nodes can be read, and labels are short.

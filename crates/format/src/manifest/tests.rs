@@ -15,7 +15,7 @@ fn manifests_and_commits_read_back() {
 fn a_commit_moves_the_fold_on() {
     let mut manifest = Manifest::default();
     assert_eq!(manifest.folded(), (0, 0));
-    manifest.apply(ManifestCommit { nodes: Vec::new(), ..samples::manifest_commit() }).expect("it fits");
+    manifest.apply(ManifestCommit { nodes: Vec::new(), horizon: None, ..samples::manifest_commit() }).expect("it fits");
     assert_eq!(manifest.folded(), (3, 3));
     assert_eq!(manifest.ends, [EpochEnd { epoch: 3, slot: 3 }]);
     assert_eq!(manifest.points.len(), 1);
@@ -102,4 +102,35 @@ fn a_pin_holds_until_it_is_taken_out() {
         manifest.apply(ManifestCommit { pinned, unpinned, ..ManifestCommit::default() }).expect("it fits");
         assert_eq!(manifest.pins.contains(&id), held);
     }
+}
+
+#[test]
+fn a_horizon_moves_to_the_end_of_an_epoch_that_maps_hold() {
+    let at = |epoch, slot| Promoted { epoch, ..samples::promoted(slot) };
+    let node = |end| Node { end, ..samples::node(0, 1) };
+    let whole = Manifest {
+        nodes: vec![node(at(1, 2)), node(at(2, 1))],
+        ends: vec![EpochEnd { epoch: 1, slot: 2 }, EpochEnd { epoch: 2, slot: 3 }],
+        ..Manifest::default()
+    };
+    let to = |horizon| ManifestCommit { horizon: Some(horizon), ..ManifestCommit::default() };
+    let mut passed = whole.clone();
+    passed.apply(to(at(1, 2))).expect("it fits");
+    assert_eq!((passed.horizon.clone(), passed.ends.len()), (Some(at(1, 2)), 1));
+    assert_eq!(Manifest::decode(&passed.encode()).expect("sound"), passed);
+    assert!(passed.apply(to(at(1, 2))).is_err(), "it is there already");
+    assert!(whole.clone().apply(to(at(2, 1))).is_err(), "nothing would be whole");
+    let unmapped = Manifest { nodes: Vec::new(), ..whole };
+    assert!(unmapped.clone().apply(to(at(1, 2))).is_err(), "no map holds it");
+    let kept_end = Manifest { horizon: Some(at(1, 2)), ..unmapped };
+    assert!(Manifest::decode(&kept_end.encode()).is_err(), "an end before the horizon");
+}
+
+#[test]
+fn the_map_of_a_point_goes_with_it() {
+    let mut manifest = samples::manifest();
+    assert_eq!(manifest.point_maps.len(), 1);
+    let dropped = vec![samples::point().id];
+    manifest.apply(ManifestCommit { dropped, ..ManifestCommit::default() }).expect("it fits");
+    assert!(manifest.point_maps.is_empty());
 }

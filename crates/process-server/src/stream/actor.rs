@@ -62,6 +62,8 @@ pub(crate) struct Actor {
     messages: mpsc::Receiver<Message>,
     results: (mpsc::Sender<JobResult>, mpsc::Receiver<JobResult>),
     epoch: Option<OpenEpoch>,
+    /// When the epoch began to hold segments.
+    epoch_since: Instant,
     session: Option<Arc<SessionHandle>>,
     /// Records that have no slot yet. Bounded by the credit window.
     pending: VecDeque<Batch>,
@@ -85,6 +87,7 @@ impl Actor {
             context,
             messages,
             epoch: None,
+            epoch_since: Instant::now(),
             session: None,
             pending: VecDeque::new(),
             attaching: None,
@@ -145,7 +148,9 @@ impl Actor {
     fn deadline(&self) -> Instant {
         let attach = self.attaching.as_ref().map(|attaching| attaching.until);
         let look = self.rests().then(|| self.looked + LOOK_AT_REST);
-        let attach = [attach, look].into_iter().flatten().min();
+        let retire =
+            (self.session.is_some() && self.has_segments()).then(|| self.epoch_since + self.context.config.epoch_life);
+        let attach = [attach, look, retire].into_iter().flatten().min();
         let segment = self.epoch.as_ref().and_then(|epoch| epoch.segments().close_at());
         [attach, segment].into_iter().flatten().min().unwrap_or(self.idle_since + IDLE_MAX).max(Instant::now())
     }
@@ -153,6 +158,7 @@ impl Actor {
     /// Starts everything that is due.
     fn step(&mut self) {
         let now = Instant::now();
+        self.retire(now);
         self.attach(now);
         if let Some(epoch) = &mut self.epoch {
             epoch.close_aged(now);
@@ -168,6 +174,33 @@ impl Actor {
         if self.session.is_some() || self.attaching.is_some() || !self.is_drained() {
             self.idle_since = now;
         }
+    }
+
+    /// An epoch has its time: then what has a slot is stored, what has none is left to the agent, who connects again and
+    /// goes on in a new one. The time of an epoch begins with its first segment.
+    fn retire(&mut self, now: Instant) {
+        if !self.has_segments() {
+            self.epoch_since = now;
+        }
+        if now < self.epoch_since + self.context.config.epoch_life {
+            return;
+        }
+        if self.session.is_some() {
+            tracing::info!(machine = %self.context.machine, "epoch has its time; the agent goes on in a new one");
+            self.end_session();
+        }
+        if let Some(epoch) = &mut self.epoch {
+            epoch.close_segment();
+            if epoch.is_drained() {
+                self.epoch = None;
+                self.verifying = None;
+            }
+        }
+    }
+
+    /// Whether the epoch holds an accepted segment.
+    fn has_segments(&self) -> bool {
+        self.epoch.as_ref().is_some_and(|epoch| epoch.acked().0 > 0)
     }
 
     /// An agent is connected and has nothing to say.

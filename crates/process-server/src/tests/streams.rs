@@ -153,6 +153,34 @@ async fn machines_share_a_server_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_epoch_has_its_time_and_the_agent_goes_on_in_a_new_one() {
+    let site = Site::new();
+    // Shorter than the silence that ends a session.
+    let life = Duration::from_secs(4);
+    let server = site.server_with(&Faults::default(), |config| config.epoch_life = life);
+    let mut agent = Agent::new(&site, "db", 1);
+    let epoch = || server.status().machines[0].epoch;
+    let mut workload = Workload::new(3);
+    for expected in 1..=3 {
+        agent.connect(&server).await.expect("welcome");
+        (0..20).for_each(|_| agent.number(workload.next()));
+        agent.send_all().await.expect("connected");
+        agent.until_stored().await.expect("stored");
+        assert_eq!(epoch(), Some(expected));
+        tokio::time::sleep(life).await;
+        agent.until_closed().await;
+    }
+    // One that holds no segment has no life to end.
+    agent.connect(&server).await.expect("welcome");
+    tokio::time::sleep(life * 2).await;
+    agent.number(workload.next());
+    agent.send_all().await.expect("still connected");
+    agent.until_stored().await.expect("stored");
+    assert_eq!(epoch(), Some(4));
+    agent.log_is_whole().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn stop_seals_uploads_and_acknowledges_what_is_open() {
     let site = Site::new();
     let server = site.server_with(&Faults::default(), |config| config.segment_age = Duration::from_secs(3600));

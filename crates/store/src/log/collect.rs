@@ -7,11 +7,14 @@
 //!                 seg/3/0 seg/3/1 seg/3/2 ▲ seg/3/3 …      folded up to 3/2: nothing of epoch 3 or above is touched
 //! ```
 //! Garbage are the slots of manifest epochs below ours, and, in stream epochs below the folded one, every slot that the
-//! manifest does not name: openings, voids, and what a late PUT brought back of either. What must hold:
+//! manifest does not name: openings, voids, and what a late PUT brought back of either. Up to the manifest's horizon
+//! (docs/rfcs/0006-horizon.md) names do not hold a segment: there whoever reads maps says what is [`Needed`], and the rest is
+//! garbage too, as are maps of older manifest epochs that are not needed. What must hold:
 //!
 //! - Nothing is deleted before a look, made after reading our own epoch of the manifest log, found no newer owner: then
 //!   every later manifest begins with what was read, so what is garbage now stays garbage. A zombie does no harm.
-//! - Epoch objects and named segments are never deleted, nor anything in the folded epoch or behind it. Its opening
+//! - Epoch objects are never deleted, nor named segments behind the horizon, nor needed ones before it, nor anything in the
+//!   folded epoch or behind it. Its opening
 //!   stays too: a writer that attaches looks for the highest opened epoch, finds that one or a higher one, and never
 //!   sees what is gone. So replication needs no manifest, and damage in the manifest log does not stop it.
 //! - LIST only finds what to judge. What it leaves out stays until it is found; what it makes up is judged by its place.
@@ -27,7 +30,7 @@ use futures::stream::{self, TryStreamExt};
 use super::entry::Extent;
 use super::{EpochLog, LogPosition, LogWriter};
 use crate::StoreError;
-use crate::vault::log_prefix;
+use crate::vault::{log_prefix, map_prefix};
 
 /// Deletions between two looks.
 const BATCH_OBJECTS: usize = 64;
@@ -44,6 +47,24 @@ pub enum Why {
     FoldedOpening,
     /// A slot of a manifest epoch that a later opening has replaced.
     OldManifest,
+    /// A segment up to the horizon from which no point, nor anything behind the horizon, reads a byte.
+    Unneeded,
+    /// A map through which nothing opens.
+    UnneededMap,
+}
+
+/// What is needed of a machine's vault up to its horizon, as whoever reads maps has marked it. It stays right for every
+/// later manifest with the same horizon: points only go, and maps made since lie in `manifest_epoch` or above.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// The horizon of the manifest that was marked.
+    pub horizon: LogPosition,
+    /// Segments up to it that are needed.
+    pub segments: BTreeSet<LogPosition>,
+    /// Maps that are needed: manifest epoch and number.
+    pub maps: BTreeSet<(u64, u64)>,
+    /// Manifest epoch of the manifest that was marked: maps of it, and of later ones, are not judged.
+    pub manifest_epoch: u64,
 }
 
 /// An object that may be deleted.
@@ -90,13 +111,25 @@ pub struct Proof {
     manifest: LogPosition,
     /// The last segment named.
     folded: LogPosition,
-    /// Last named slot of each epoch; slots 1 to it are named.
+    /// Its horizon; zeros for none.
+    horizon: LogPosition,
+    /// Last named slot of each epoch behind the horizon; slots 1 to it are named.
     ends: BTreeMap<u64, u64>,
+    /// What is needed up to the horizon; none when nobody has said it of this very horizon: then nothing up to it goes.
+    needed: Option<Needed>,
 }
 
 impl Proof {
-    fn new(at: LogPosition, stream: &EpochLog, manifest: &Manifest) -> Result<Self, CollectError> {
-        let mut folded = LogPosition::default();
+    fn new(
+        at: LogPosition,
+        stream: &EpochLog,
+        manifest: &Manifest,
+        needed: Option<Needed>,
+    ) -> Result<Self, CollectError> {
+        let horizon = manifest.horizon.as_ref();
+        let horizon =
+            horizon.map_or_else(LogPosition::default, |last| LogPosition { epoch: last.epoch, slot: last.slot });
+        let mut folded = horizon;
         for end in &manifest.ends {
             let position = LogPosition { epoch: end.epoch, slot: end.slot };
             if position.epoch <= folded.epoch || position.slot == 0 {
@@ -109,7 +142,8 @@ impl Proof {
             return Err(CollectError::Disordered { path: stream.slot_path(folded) });
         }
         let ends = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
-        Ok(Self { manifest: at, folded, ends })
+        let needed = needed.filter(|needed| needed.horizon == horizon && needed.manifest_epoch <= at.epoch);
+        Ok(Self { manifest: at, folded, horizon, ends, needed })
     }
 
     /// Whether the manifest names the segment.
@@ -117,13 +151,14 @@ impl Proof {
         self.ends.get(&position.epoch).is_some_and(|end| (1..=*end).contains(&position.slot))
     }
 
-    /// Every segment that the manifest names.
-    fn named(&self) -> BTreeSet<LogPosition> {
+    /// Every segment that must be there.
+    fn expected(&self) -> BTreeSet<LogPosition> {
         let slots = |(epoch, end): (&u64, &u64)| {
             let epoch = *epoch;
             (1..=*end).map(move |slot| LogPosition { epoch, slot })
         };
-        self.ends.iter().flat_map(slots).collect()
+        let needed = self.needed.iter().flat_map(|needed| &needed.segments).copied();
+        self.ends.iter().flat_map(slots).chain(needed).collect()
     }
 
     /// Why the slot is garbage; none when it is needed or may be.
@@ -131,9 +166,22 @@ impl Proof {
         match log {
             LogKind::Manifest => (position.epoch < self.manifest.epoch).then_some(Why::OldManifest),
             LogKind::Stream if position.epoch >= self.folded.epoch || self.names(&position) => None,
+            LogKind::Stream if position.epoch <= self.horizon.epoch => {
+                let needed = self.needed.as_ref()?;
+                match position.slot {
+                    0 => Some(Why::FoldedOpening),
+                    _ => (!needed.segments.contains(&position)).then_some(Why::Unneeded),
+                }
+            }
             LogKind::Stream if position.slot == 0 => Some(Why::FoldedOpening),
             LogKind::Stream => Some(Why::Void),
         }
+    }
+
+    /// The same of the map with that number of a manifest epoch.
+    pub fn judge_map(&self, epoch: u64, number: u64) -> Option<Why> {
+        let needed = self.needed.as_ref()?;
+        (epoch < needed.manifest_epoch && !needed.maps.contains(&(epoch, number))).then_some(Why::UnneededMap)
     }
 }
 
@@ -156,6 +204,8 @@ impl Plan {
             Why::Void => format!("{path}: void, {manifest} names every segment up to {folded} and not this one"),
             Why::FoldedOpening => format!("{path}: opening below {folded}, where {manifest} has named every segment"),
             Why::OldManifest => format!("{path}: replaced by the opening of the epoch of {manifest}"),
+            Why::Unneeded => format!("{path}: before the horizon, and no point of {manifest} reads a byte of it"),
+            Why::UnneededMap => format!("{path}: no position that {manifest} promises opens through it"),
         }
     }
 }
@@ -169,6 +219,10 @@ pub struct Collected {
     pub openings: u64,
     /// Slots of older manifest epochs.
     pub manifests: u64,
+    /// Segments up to the horizon.
+    pub segments: u64,
+    /// Maps.
+    pub maps: u64,
     /// Bytes of them all.
     pub bytes: u64,
     /// Objects of the plan that the pass did not come to.
@@ -178,7 +232,7 @@ pub struct Collected {
 impl Collected {
     /// Objects deleted.
     pub fn objects(&self) -> u64 {
-        self.void + self.openings + self.manifests
+        self.void + self.openings + self.manifests + self.segments + self.maps
     }
 
     fn count(&mut self, garbage: &Garbage) {
@@ -186,6 +240,8 @@ impl Collected {
             Why::Void => self.void += 1,
             Why::FoldedOpening => self.openings += 1,
             Why::OldManifest => self.manifests += 1,
+            Why::Unneeded => self.segments += 1,
+            Why::UnneededMap => self.maps += 1,
         }
         self.bytes += garbage.bytes;
         self.left -= 1;
@@ -194,8 +250,9 @@ impl Collected {
 
 impl fmt::Display for Collected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { void, openings, manifests, bytes, left } = self;
-        write!(f, "{void} void slots, {openings} openings and {manifests} old manifest slots deleted, {bytes} bytes")?;
+        let Self { void, openings, manifests, segments, maps, bytes, left } = self;
+        write!(f, "{segments} segments, {maps} maps, {void} void slots, {openings} openings and {manifests} old ")?;
+        write!(f, "manifest slots deleted, {bytes} bytes")?;
         if *left > 0 {
             write!(f, "; {left} are left for the next pass")?;
         }
@@ -203,15 +260,13 @@ impl fmt::Display for Collected {
     }
 }
 
-impl LogWriter {
-    /// What may be deleted now of both logs of our machine. We own its manifest log; `stream` is its stream. Deletes
-    /// nothing. Errors: a doubt, or the store; `Fenced` when we are not the owner any more.
-    pub async fn plan_collection(&self, stream: &EpochLog) -> Result<Plan, CollectError> {
-        let proof = self.proof(stream).await?;
+impl Proof {
+    /// What of a machine's logs and maps is garbage by this proof, found by LIST. Errors: a doubt, or the store.
+    async fn plan(self, manifests: &EpochLog, stream: &EpochLog) -> Result<Plan, CollectError> {
         let mut garbage = Vec::new();
-        for log in [self.log(), stream] {
+        for log in [manifests, stream] {
             let mut missing = match log.kind {
-                LogKind::Stream => proof.named(),
+                LogKind::Stream => self.expected(),
                 LogKind::Manifest => BTreeSet::new(),
             };
             let prefix = log_prefix(&log.machine, log.kind);
@@ -221,7 +276,7 @@ impl LogWriter {
                     Place::Epoch => {}
                     Place::Slot(position) => {
                         missing.remove(&position);
-                        garbage.extend(proof.judge(log.kind, position).map(|why| Garbage { path, bytes, why }));
+                        garbage.extend(self.judge(log.kind, position).map(|why| Garbage { path, bytes, why }));
                     }
                 }
             }
@@ -229,7 +284,46 @@ impl LogWriter {
                 return Err(CollectError::NotListed { path: stream.slot_path(*position) });
             }
         }
-        Ok(Plan { proof, garbage })
+        garbage.extend(self.unneeded_maps(stream).await?);
+        Ok(Plan { proof: self, garbage })
+    }
+
+    async fn unneeded_maps(&self, stream: &EpochLog) -> Result<Vec<Garbage>, CollectError> {
+        let Some(needed) = &self.needed else { return Ok(Vec::new()) };
+        let prefix = map_prefix(&stream.machine);
+        let (mut missing, mut garbage) = (needed.maps.clone(), Vec::new());
+        for (path, bytes) in stream.store.list(&prefix).await? {
+            let Some((epoch, number)) = map_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
+            missing.remove(&(epoch, number));
+            garbage.extend(self.judge_map(epoch, number).map(|why| Garbage { path, bytes, why }));
+        }
+        match missing.first() {
+            None => Ok(garbage),
+            Some((epoch, number)) => {
+                Err(CollectError::NotListed { path: format!("{prefix}/{epoch:016x}/{number:016x}") })
+            }
+        }
+    }
+}
+
+/// What the owner of a manifest log would delete by the newest manifest: for who only wants to know, and owns nothing.
+/// Errors: a doubt, or the store.
+pub async fn preview_collection(
+    manifests: &EpochLog,
+    stream: &EpochLog,
+    needed: Option<Needed>,
+) -> Result<Plan, CollectError> {
+    let newest = manifests.read_newest().await?;
+    let manifest = manifests.manifest_of(&newest.entries)?;
+    Proof::new(newest.end.position, stream, &manifest, needed)?.plan(manifests, stream).await
+}
+
+impl LogWriter {
+    /// What may be deleted now of both logs of our machine, and of its maps where somebody says what is needed. We own its
+    /// manifest log; `stream` is its stream. Deletes nothing. Errors: a doubt, or the store; `Fenced` when we are not the
+    /// owner any more.
+    pub async fn plan_collection(&self, stream: &EpochLog, needed: Option<Needed>) -> Result<Plan, CollectError> {
+        self.proof(stream, needed).await?.plan(self.log(), stream).await
     }
 
     /// Deletes up to `objects_max` objects of a plan that this owner made. May be run again after any error.
@@ -250,7 +344,7 @@ impl LogWriter {
     }
 
     /// Reads what our own epoch of the manifest log says, and makes sure that it is acknowledged.
-    async fn proof(&self, stream: &EpochLog) -> Result<Proof, CollectError> {
+    async fn proof(&self, stream: &EpochLog, needed: Option<Needed>) -> Result<Proof, CollectError> {
         let (log, epoch) = (self.log(), self.epoch());
         let Some((opening, _)) = log.read_opening(epoch).await? else {
             // A newer owner may have deleted it.
@@ -264,7 +358,7 @@ impl LogWriter {
         let end = log.scan(opened, Extent::Whole, |entry| entries.push(entry)).await?;
         // Rule 3: all that was read was put before this look. Only we write here, so it is what we have put.
         self.look_before_deleting().await?;
-        Proof::new(end.position, stream, &log.manifest_of(&entries)?)
+        Proof::new(end.position, stream, &log.manifest_of(&entries)?, needed)
     }
 }
 
@@ -276,9 +370,19 @@ enum Place {
     Unknown,
 }
 
+/// A number as paths spell it.
+fn number(text: &str) -> Option<u64> {
+    let digits = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    digits.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+}
+
+/// Manifest epoch and number of the map at a path below the maps' prefix.
+fn map_of(prefix: &str, path: &str) -> Option<(u64, u64)> {
+    let (epoch, name) = path.strip_prefix(prefix)?.strip_prefix('/')?.split_once('/')?;
+    number(epoch).zip(number(name))
+}
+
 fn place_of(prefix: &str, path: &str) -> Place {
-    let digits = |text: &str| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let number = |text: &str| digits(text).then(|| u64::from_str_radix(text, 16).ok()).flatten();
     let name = path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
     let parts: Vec<_> = name.unwrap_or_default().split('/').collect();
     match parts[..] {
@@ -302,7 +406,8 @@ mod tests {
     #[test]
     fn only_what_the_manifest_makes_needless_is_judged_garbage() {
         let named = [at(1, 1), at(1, 2), at(3, 1), at(3, 2)];
-        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), ends: [(1, 2), (3, 2)].into() };
+        let (horizon, ends) = (at(0, 0), [(1, 2), (3, 2)].into());
+        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), horizon, ends, needed: None };
         let check = |log, position, expected| assert_eq!(proof.judge(log, position), expected, "{log:?} {position:?}");
         check(LogKind::Stream, at(1, 0), Some(Why::FoldedOpening));
         check(LogKind::Stream, at(1, 3), Some(Why::Void));
@@ -322,10 +427,38 @@ mod tests {
 
     #[test]
     fn a_manifest_that_names_nothing_condemns_nothing_of_the_stream() {
-        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), ends: BTreeMap::new() };
+        let ends = BTreeMap::new();
+        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), horizon: at(0, 0), ends, needed: None };
         for position in [at(1, 0), at(1, 1), at(9, 9)] {
             assert_eq!(proof.judge(LogKind::Stream, position), None);
         }
+    }
+
+    #[test]
+    fn up_to_the_horizon_only_what_is_needed_stays() {
+        let (horizon, ends) = (at(2, 5), BTreeMap::from([(3, 4), (5, 1)]));
+        let needed = Needed { horizon, segments: [at(1, 2)].into(), maps: [(1, 7)].into(), manifest_epoch: 4 };
+        let known = Proof { manifest: at(4, 1), folded: at(5, 1), horizon, ends, needed: Some(needed) };
+        let unknown = Proof { needed: None, ..known.clone() };
+        for (position, why) in [
+            (at(1, 2), None),
+            (at(1, 1), Some(Why::Unneeded)),
+            (at(2, 5), Some(Why::Unneeded)),
+            (at(2, 0), Some(Why::FoldedOpening)),
+        ] {
+            assert_eq!(known.judge(LogKind::Stream, position), why, "{position:?}");
+            assert_eq!(unknown.judge(LogKind::Stream, position), None, "nobody said what is needed: {position:?}");
+        }
+        for proof in [&known, &unknown] {
+            assert_eq!(proof.judge(LogKind::Stream, at(3, 4)), None, "named");
+            assert_eq!(proof.judge(LogKind::Stream, at(3, 5)), Some(Why::Void));
+            assert_eq!(proof.judge(LogKind::Stream, at(5, 9)), None, "the folded epoch");
+        }
+        assert_eq!(known.judge_map(1, 7), None);
+        assert_eq!(known.judge_map(1, 8), Some(Why::UnneededMap));
+        assert_eq!(known.judge_map(4, 8), None, "it may be named by the next commit");
+        assert_eq!(unknown.judge_map(1, 8), None);
+        assert_eq!(known.expected(), [at(1, 2), at(3, 1), at(3, 2), at(3, 3), at(3, 4), at(5, 1)].into());
     }
 
     #[test]

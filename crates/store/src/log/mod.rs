@@ -34,7 +34,7 @@ use crate::vault::log_prefix;
 use crate::{Created, Store, StoreError};
 
 pub use attach::Attached;
-pub use collect::{CollectError, Collected, Garbage, Plan, Proof, Why};
+pub use collect::{CollectError, Collected, Garbage, Needed, Plan, Proof, Why, preview_collection};
 pub use newest::{ManifestBase, Newest};
 pub use reader::{LogReader, Next};
 pub use writer::LogWriter;

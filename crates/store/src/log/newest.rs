@@ -156,7 +156,7 @@ enum Step {
     /// An opening: everything.
     Whole(Box<Manifest>),
     /// A commit: what is new.
-    Commit(ManifestCommit),
+    Commit(Box<ManifestCommit>),
 }
 
 fn step(log: &EpochLog, entry: &LogEntry) -> Result<Step, FormatError> {
@@ -164,7 +164,7 @@ fn step(log: &EpochLog, entry: &LogEntry) -> Result<Step, FormatError> {
     let (_, body) = open_small(&log.keys, kind, &place, &entry.bytes)?;
     Ok(match entry.position.slot {
         0 => Step::Whole(Box::new(Manifest::decode(&Opening::decode(&body)?.state)?)),
-        _ => Step::Commit(ManifestCommit::decode(&body)?),
+        _ => Step::Commit(Box::new(ManifestCommit::decode(&body)?)),
     })
 }
 
@@ -179,7 +179,7 @@ impl EpochLog {
                     manifest = *whole;
                     Ok(())
                 }
-                Step::Commit(commit) => manifest.apply(commit),
+                Step::Commit(commit) => manifest.apply(*commit),
             });
             applied.map_err(|source| self.damaged(entry.position, source))?;
         }

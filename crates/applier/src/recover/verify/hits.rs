@@ -56,15 +56,20 @@ impl Hits {
         }
     }
 
+    /// This position is hit, which lies behind all that were.
+    pub fn hit(&mut self, seq: Seq) {
+        match self.ranges.last_mut() {
+            Some(last) if last.to.next() >= seq => last.to = last.to.max(seq),
+            _ => self.ranges.push(SeqRange { from: seq, to: seq }),
+        }
+    }
+
     /// The record is taken in: whether its position is hit.
     pub fn after(&mut self, seq: Seq) {
         if self.lost.is_empty() {
             return;
         }
-        match self.ranges.last_mut() {
-            Some(last) if last.to.next() == seq => last.to = seq,
-            _ => self.ranges.push(SeqRange { from: seq, to: seq }),
-        }
+        self.hit(seq);
     }
 
     /// The positions hit, up to the end of the log.

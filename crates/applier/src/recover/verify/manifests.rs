@@ -26,7 +26,7 @@ pub(super) async fn check(
     findings: &mut Findings,
 ) -> Result<Manifest, RecoverError> {
     let log = LogKind::Manifest;
-    let skeleton = skeleton(store, keys, machine, log, &BTreeMap::new()).await?;
+    let skeleton = skeleton(store, keys, machine, log, 0, &BTreeMap::new()).await?;
     check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
     findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
     let newest = skeleton.slots.last().map_or(0, |position| position.epoch);

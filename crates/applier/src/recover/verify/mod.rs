@@ -4,125 +4,94 @@
 //! table, every frame, every piece of every record, the running record digest, and the manifest against the stream. What
 //! cannot be seen from the store alone is the loss of its newest tail together with the manifest that named it: for that
 //! a witness is needed, and without one the report says so.
+//!
+//! With a sample only a share of the segments and maps is read whole ([`share`]), and the report says what share; with a
+//! state file a verify that was killed goes on with what it has not read yet ([`state`]).
 
 mod hits;
+mod kept;
 mod manifests;
 mod maps;
+mod report;
+mod share;
+mod state;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use format::keys::Keys;
-use model::{MachineName, RecordDigest, Selector, Seq};
-use serde::Serialize;
+use format::manifest::{Manifest, Promoted};
+use format::object::ObjectHeader;
+use model::{MachineName, PointId, RecordDigest, Selector, Seq};
 use store::{LogPosition, Store};
 
-use super::{ErrorKind, History, LoadOptions, ProgressFn, RecoverError};
+use super::progress::tell;
+use super::{ErrorKind, History, LoadOptions, ProgressFn, RecoverError, Stage};
+use crate::maps::end_of;
 use crate::segments;
 use hits::Hits;
 pub use hits::SeqRange;
+pub use report::{AtReport, Coverage, Damage, Sample, VerifyReport, Witness};
+use share::Plan;
+pub use share::Share;
+use state::State;
+pub use state::StateFile;
 
 /// Times everything is read again because objects were collected meanwhile.
 const RUNS_MAX: u32 = 3;
 
+/// First read of an object that is not read whole: holds header and table of all but the fullest segments.
+const LOOK_BYTES: u64 = 64 << 10;
+
 /// Damages described one by one; a store with more is described by the first of them and a note.
 const DAMAGES_MAX: usize = 1000;
 
-/// An object that is not what it must be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    /// Its path in the store.
-    pub path: String,
-    /// What is wrong with it.
-    pub problem: String,
-    /// Positions that cannot be recovered whole because of it.
-    pub ranges: Vec<SeqRange>,
-    /// Recovery points among them, by id.
-    pub points: Vec<String>,
+/// How to verify; by default everything is read, once, with nobody to tell.
+#[derive(Clone, Default)]
+pub struct VerifyOptions {
+    /// A position to judge.
+    pub at: Option<Selector>,
+    /// What somebody outside the store remembers of its end.
+    pub witness: Option<(Seq, RecordDigest)>,
+    /// The share of segments and maps to read whole; none for all.
+    pub sample: Option<Share>,
+    /// Which share that is; without one it is made up, and the report says it.
+    pub seed: Option<u32>,
+    /// What remembers how far it is, so that a verify that was killed goes on.
+    pub state: Option<StateFile>,
+    /// Is told of `Verifying`.
+    pub progress: Option<ProgressFn>,
 }
 
-/// What a witness says about the tail.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "verdict")]
-pub enum Witness {
-    /// None was given: loss of the newest tail cannot be excluded.
-    None,
-    /// The store holds what the witness saw.
-    Confirmed {
-        /// Up to where.
-        seq: Seq,
-    },
-    /// The witness saw more than the store holds: the tail is lost.
-    TailLost {
-        /// What the witness saw.
-        witnessed: Seq,
-        /// Where the store ends.
-        stored: Seq,
-    },
-    /// The store holds other records than the witness saw, or damage hides them.
-    Differs {
-        /// Where they differ at the latest.
-        seq: Seq,
-    },
-}
-
-/// Whether one position can be recovered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AtReport {
-    /// The position.
-    pub seq: Seq,
-    /// Whether no damage hits it.
-    pub recoverable: bool,
-}
-
-/// What verify found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VerifyReport {
-    /// Whose store.
-    pub machine: MachineName,
-    /// Objects read.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Last record found.
-    pub head_seq: Seq,
-    /// Digest over record headers up to it, as `--head` takes it.
-    pub head_digest: String,
-    /// Everything that is wrong.
-    pub damages: Vec<Damage>,
-    /// What the witness says.
-    pub witness: Witness,
-    /// The position asked about.
-    pub at: Option<AtReport>,
-    /// What is not wrong but worth knowing.
-    pub notes: Vec<String>,
-}
-
-impl VerifyReport {
-    /// Nothing is wrong: no damage, and the witness (if there is one) agrees.
-    pub fn clean(&self) -> bool {
-        self.damages.is_empty() && matches!(self.witness, Witness::None | Witness::Confirmed { .. })
-    }
-
-    /// 0 when clean, else 3.
-    pub fn exit_code(&self) -> u8 {
-        if self.clean() { 0 } else { 3 }
-    }
-}
-
-/// Damages while they are found.
-#[derive(Default)]
+/// Damages while they are found, and what is read to find them.
 struct Findings {
+    plan: Plan,
+    state: State,
+    progress: Option<ProgressFn>,
+    /// Bytes that are to be read, about.
+    total: u64,
     found: Vec<(String, String, Hits)>,
     by_path: BTreeMap<String, usize>,
     notes: Vec<String>,
     left_out: u64,
     objects: u64,
     bytes: u64,
+    segments: Coverage,
+    maps: Coverage,
 }
 
 impl Findings {
+    fn new(plan: Plan, state: State, progress: Option<ProgressFn>) -> Self {
+        let total = plan.bytes(&state.seen);
+        tell(&progress, Stage::Verifying, 0, total);
+        let (found, by_path, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (segments, maps) = (Coverage::default(), Coverage::default());
+        Self { plan, state, progress, total, found, by_path, notes, left_out: 0, objects: 0, bytes: 0, segments, maps }
+    }
+
     /// Adds a damage; an object is named once, by what was wrong with it first. None when there are too many.
     fn damage(&mut self, path: &str, problem: impl ToString) -> Option<usize> {
         if let Some(index) = self.by_path.get(path) {
@@ -144,6 +113,23 @@ impl Findings {
     fn read(&mut self, bytes: usize) {
         self.objects += 1;
         self.bytes += bytes as u64;
+        tell(&self.progress, Stage::Verifying, self.bytes.min(self.total), self.total);
+    }
+
+    /// Whether an object is to be read whole now.
+    fn reads_whole(&self, path: &str) -> bool {
+        self.plan.draws(path) && !self.state.seen.holds(path)
+    }
+}
+
+impl Coverage {
+    /// An object was read.
+    fn take(&mut self, bytes: u64, whole: bool, earlier: bool) {
+        (self.objects, self.bytes) = (self.objects + 1, self.bytes + bytes);
+        if whole || earlier {
+            (self.whole_objects, self.whole_bytes) = (self.whole_objects + 1, self.whole_bytes + bytes);
+        }
+        self.earlier_objects += u64::from(earlier);
     }
 }
 
@@ -155,53 +141,90 @@ struct KnownPoint {
     digest: Option<RecordDigest>,
 }
 
-/// Reads everything of a machine again. `at` asks about one position, `head_witness` is what somebody outside the store
-/// remembers of its end. Damage is a report, not an error. Errors: the store does not answer, or holds no such machine.
+/// Reads everything of a machine again, or a share of it. Damage is a report, not an error. Errors: the store does not
+/// answer, or holds no such machine; `VerifyState` and `File`.
 pub async fn verify(
     store: &Store,
     keys: Arc<Keys>,
     machine: &MachineName,
-    at: Option<Selector>,
-    head_witness: Option<(Seq, RecordDigest)>,
-    progress: Option<ProgressFn>,
+    options: VerifyOptions,
 ) -> Result<VerifyReport, RecoverError> {
+    store::open_vault(store, &keys).await?;
+    let VerifyOptions { at, mut witness, sample, seed, state, progress } = options;
+    let (vault, asked) = (keys.vault().0, witness.is_some());
+    let mut listed = store.list(&segments::machine_prefix(machine)).await?;
+    if listed.is_empty() {
+        return Err(super::unknown(store, machine).await?);
+    }
+    let mut state = State::open(state, vault, machine, sample, seed).await?;
+    // What an earlier life of this verify saw, it must find again.
+    witness = witness.or(state.seen.head);
     let mut run = 1;
     loop {
         let before = collectable(store, &keys, machine).await;
-        let report = verify_once(store, keys.clone(), machine, at, head_witness, progress.clone()).await?;
+        let plan = Plan::of(machine, listed, state.goal.draw);
+        let mut findings = Findings::new(plan, state, progress.clone());
+        let report = check(store, &keys, machine, at, witness, &mut findings).await;
+        state = findings.state;
+        let Ok(mut report) = report else {
+            state.save().await?;
+            return report;
+        };
         // What was listed and then not there may have been collected: then the bound below which objects go has moved.
         if report.clean() || run == RUNS_MAX || collectable(store, &keys, machine).await == before {
+            if !asked {
+                say_unwitnessed(&mut report);
+            }
+            state.remove().await?;
             return Ok(report);
         }
         run += 1;
+        listed = store.list(&segments::machine_prefix(machine)).await?;
     }
 }
 
-/// The epochs of manifest log and stream below which objects may be collected; none when the manifest cannot be read.
-async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<(u64, u64)> {
-    let manifests = crate::manifest::log(store, keys, machine).read_newest().await.ok()?.end.position.epoch;
-    let folded = super::stream_log(store, keys, machine).base.newest().await.ok()?.position.epoch;
-    Some((manifests, folded))
+/// Nobody outside the store was asked: what an earlier life of this verify saw confirms nothing, though it may differ.
+fn say_unwitnessed(report: &mut VerifyReport) {
+    if matches!(report.witness, Witness::None | Witness::Confirmed { .. }) {
+        report.witness = Witness::None;
+        let note = "no witness was given: the loss of the newest tail of the log cannot be excluded; compare the head \
+                    with what the agent or control plane remembers (--head)";
+        report.notes.push(note.to_owned());
+    }
 }
 
-async fn verify_once(
+/// What moves when objects may be collected: epochs of manifest log and stream, the horizon, the points before it.
+type Collectable = (u64, u64, Option<Promoted>, Vec<PointId>);
+
+/// As of now; none when the manifest cannot be read.
+async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<Collectable> {
+    let log = crate::manifest::log(store, keys, machine);
+    let newest = log.read_newest().await.ok()?;
+    let manifest = log.manifest_of(&newest.entries).ok()?;
+    let kept = manifest.point_maps.keys().copied().collect();
+    Some((newest.end.position.epoch, manifest.folded().0, manifest.horizon, kept))
+}
+
+async fn check(
     store: &Store,
-    keys: Arc<Keys>,
+    keys: &Arc<Keys>,
     machine: &MachineName,
     at: Option<Selector>,
     head_witness: Option<(Seq, RecordDigest)>,
-    progress: Option<ProgressFn>,
+    findings: &mut Findings,
 ) -> Result<VerifyReport, RecoverError> {
-    store::open_vault(store, &keys).await?;
-    if store.list(&segments::machine_prefix(machine)).await?.is_empty() {
-        return Err(super::unknown(store, machine).await?);
-    }
-    let mut findings = Findings::default();
-    let manifest = manifests::check(store, &keys, machine, &mut findings).await?;
-    let promoted: BTreeMap<u64, u64> = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
+    let manifest = manifests::check(store, keys, machine, findings).await?;
+    let head_witness = witness_in_reach(&manifest, head_witness, findings);
     let witness_seq = head_witness.map(|(seq, _)| seq);
-    let walked = stream::check(store, &keys, machine, &promoted, witness_seq, &mut findings, progress).await?;
-    let segments = maps::check(store, &keys, machine, &manifest, &mut findings).await?;
+    let kept = kept::check(store, keys, machine, &manifest, findings).await?;
+    let start = stream::Start {
+        end: manifest.horizon.as_ref().map(end_of).unwrap_or_default(),
+        drains: &manifest.drains,
+        promoted: manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect(),
+        lost: kept.lost,
+    };
+    let walked = stream::check(store, keys, machine, start, witness_seq, findings).await?;
+    let segments = maps::check(store, keys, machine, &manifest, &kept.maps, findings).await?;
     let mut points = walked.points;
     for segment in &segments {
         let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
@@ -213,10 +236,10 @@ async fn verify_once(
     for point in &manifest.points {
         points.push(KnownPoint { seq: point.position.seq, id: point.id.to_string(), digest: Some(point.digest) });
     }
-    note_tail(&mut findings, &head_witness);
+    note_left_out(findings);
     let witness = judge_witness(head_witness, walked.head.position.seq, walked.witnessed);
     let asked = match at {
-        Some(selector) => resolve_at(store, &keys, machine, &selector, &points, &mut findings).await?,
+        Some(selector) => resolve_at(store, keys, machine, &selector, &points, findings).await?,
         None => None,
     };
     points.retain(|point| walked.validity.contains(point.seq));
@@ -228,27 +251,42 @@ async fn verify_once(
                 .push(format!("point {} in the manifest names other records than the stream holds", point.id));
         }
     }
-    let damages = conclude(&mut findings, walked.head.position.seq, &points);
+    let damages = conclude(findings, walked.head.position.seq, &points);
     let hit = |seq: Seq| damages.iter().any(|d| d.ranges.iter().any(|r| r.from <= seq && seq <= r.to));
     Ok(VerifyReport {
         machine: machine.clone(),
         objects: findings.objects,
         bytes: findings.bytes,
+        sample: findings.state.goal.draw.map(|draw| Sample { share: draw.share.to_string(), seed: draw.seed }),
+        segments: findings.segments,
+        maps: findings.maps,
         head_seq: walked.head.position.seq,
         head_digest: walked.head.digest.to_string(),
         at: asked.map(|seq| AtReport { seq, recoverable: walked.validity.contains(seq) && !hit(seq) }),
         witness,
-        notes: findings.notes,
+        notes: std::mem::take(&mut findings.notes),
         damages,
     })
 }
 
-fn note_tail(findings: &mut Findings, witness: &Option<(Seq, RecordDigest)>) {
-    if witness.is_none() {
-        let note = "no witness was given: the loss of the newest tail of the log cannot be excluded; compare the head \
-                    with what the agent or control plane remembers (--head)";
-        findings.notes.push(note.to_owned());
+/// A witness of a position before the horizon cannot be asked: the records that led there are gone.
+fn witness_in_reach(
+    manifest: &Manifest,
+    witness: Option<(Seq, RecordDigest)>,
+    findings: &mut Findings,
+) -> Option<(Seq, RecordDigest)> {
+    let horizon = manifest.horizon.as_ref().map_or(Seq::ZERO, |last| last.head.position.seq);
+    let (seq, _) = witness?;
+    if seq > Seq::ZERO && seq <= horizon {
+        let note =
+            format!("the witness saw the log up to seq:{seq}, which lies before the horizon: it says nothing any more");
+        findings.notes.push(note);
+        return None;
     }
+    witness
+}
+
+fn note_left_out(findings: &mut Findings) {
     if findings.left_out > 0 {
         findings.notes.push(format!("{} more damaged objects are not listed", findings.left_out));
     }
@@ -342,4 +380,54 @@ async fn fetch(store: &Store, path: &str, findings: &mut Findings) -> Result<Opt
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// An object of the bulk, read as the plan says.
+struct Got {
+    bytes: bytes::Bytes,
+    /// All of it; else header and table alone.
+    whole: bool,
+    /// An earlier life of this verify read all of it.
+    earlier: bool,
+}
+
+/// A segment or a map: whole if it is drawn and was not read before, else header and table.
+async fn obtain(store: &Store, keys: &Keys, path: &str, findings: &mut Findings) -> Result<Option<Got>, RecoverError> {
+    if !findings.reads_whole(path) {
+        let Some(bytes) = look(store, keys, path, findings).await? else { return Ok(None) };
+        let replaced = ObjectHeader::hash(&bytes).is_ok_and(|hash| findings.state.was_replaced(path, &hash));
+        if !replaced {
+            return Ok(Some(Got { bytes, whole: false, earlier: findings.plan.draws(path) }));
+        }
+    }
+    let whole = fetch(store, path, findings).await?;
+    Ok(whole.map(|bytes| Got { bytes, whole: true, earlier: false }))
+}
+
+/// Header and table of an object, as far as they are there.
+async fn look(
+    store: &Store,
+    keys: &Keys,
+    path: &str,
+    findings: &mut Findings,
+) -> Result<Option<bytes::Bytes>, RecoverError> {
+    let Some(first) = store.get_range(path, 0..LOOK_BYTES).await? else { return Ok(None) };
+    let have = first.len() as u64;
+    let Ok(header) = ObjectHeader::parse(keys, &first) else {
+        findings.read(first.len());
+        return Ok(Some(first));
+    };
+    let need = segments::data_start(&header).min(header.total_bytes);
+    let bytes = match need <= have {
+        true => first,
+        false => {
+            let rest = store.get_range(path, have..need).await?.unwrap_or_default();
+            [first, rest].concat().into()
+        }
+    };
+    findings.read(bytes.len());
+    if let Some(size) = findings.plan.size(path).filter(|size| *size != header.total_bytes) {
+        findings.damage(path, format!("it has {size} bytes, and by its header {}", header.total_bytes));
+    }
+    Ok(Some(bytes))
 }

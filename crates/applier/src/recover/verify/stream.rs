@@ -6,16 +6,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::manifest::Promoted;
+use format::manifest::{Drain, Promoted};
 use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectId, ObjectKind, Opening, open_small};
 use format::segment::{ChunkAt, FrameInfo, Piece, SegmentRef, Table, open_frame};
-use model::{DiskChange, Extent, LogHead, MachineName, PointId, Record, RecordBody, RecordDigest, RecordDigester, Seq};
-use store::{LogPosition, Store};
+use model::{
+    DiskChange, DiskId, Extent, LogHead, MachineName, PointId, Record, RecordBody, RecordDigest, RecordDigester, Seq,
+};
+use probe::Rules;
+use store::{LogEnd, LogPosition, Store};
 
-use super::{Findings, KnownPoint, check_epochs, fetch};
-use crate::recover::progress::tell;
+use super::{Findings, Got, KnownPoint, check_epochs, fetch, obtain};
 use crate::recover::walk::{place, skeleton};
-use crate::recover::{ProgressFn, RecoverError, Stage, Validity};
+use crate::recover::{RecoverError, Validity};
 use crate::segments;
 
 /// What the stream turned out to hold.
@@ -69,18 +71,30 @@ struct Walk<'a> {
     collected: u64,
 }
 
-/// Checks the stream.
+/// Where the walk begins, and what must be there.
+pub(super) struct Start<'a> {
+    /// The horizon.
+    pub end: LogEnd,
+    /// Drains up to there, and further.
+    pub drains: &'a [Drain],
+    /// Last slots of the epochs behind it that the manifest names.
+    pub promoted: BTreeMap<u64, u64>,
+    /// What reads from damaged segments at the horizon.
+    pub lost: Vec<(usize, DiskId, Extent)>,
+}
+
+/// Checks the stream behind its horizon.
 pub(super) async fn check(
     store: &Store,
     keys: &Arc<Keys>,
     machine: &MachineName,
-    promoted: &BTreeMap<u64, u64>,
+    start: Start<'_>,
     witness: Option<Seq>,
     findings: &mut Findings,
-    progress: Option<ProgressFn>,
 ) -> Result<Walked, RecoverError> {
     let log = LogKind::Stream;
-    let skeleton = skeleton(store, keys, machine, log, promoted).await?;
+    let promoted = &start.promoted;
+    let skeleton = skeleton(store, keys, machine, log, start.end.position.epoch, promoted).await?;
     check_epochs(store, keys, machine, log, &skeleton.epochs, findings).await?;
     findings.notes.extend(skeleton.stray.iter().map(|path| format!("{path} is no object of ours")));
     if let Some(epoch) = skeleton.unopened {
@@ -94,11 +108,11 @@ pub(super) async fn check(
         findings.notes.push(format!("{} {note}", skeleton.void));
     }
     let mut walk = Walk::new(store, keys, machine, witness, findings);
+    walk.begin(&start);
     walk.folded_epoch = promoted.keys().next_back().copied().unwrap_or(0);
-    let total = skeleton.slots.len() as u64;
-    for (done, position) in skeleton.slots.into_iter().enumerate() {
+    for position in skeleton.slots {
         walk.object(position).await?;
-        tell(&progress, Stage::Verifying, done as u64 + 1, total);
+        walk.findings.state.save_if_due().await?;
     }
     let (walked, collected) = (walk.walked, walk.collected);
     if collected > 0 {
@@ -132,9 +146,31 @@ impl<'a> Walk<'a> {
         Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest, folded_epoch, collected }
     }
 
+    /// Takes over what lies before the horizon.
+    fn begin(&mut self, start: &Start<'_>) {
+        let LogEnd { hash, head, position } = start.end;
+        if position.epoch == 0 {
+            return;
+        }
+        self.link = Some(Link { hash: Some(hash), head });
+        self.digest = Some(head.digest);
+        self.walked.head = head;
+        self.walked.validity = Validity::replay(start.drains, head.position.seq, Rules::ALL);
+        for (damage, disk, extent) in &start.lost {
+            self.hitting.insert(*damage);
+            if let Some(hits) = self.findings.hits(Some(*damage)) {
+                hits.lose(*disk, *extent);
+            }
+        }
+    }
+
     async fn object(&mut self, position: LogPosition) -> Result<(), RecoverError> {
         let path = segments::path(self.machine, LogKind::Stream, position);
-        match fetch(self.store, &path, self.findings).await? {
+        let found = match position.slot {
+            0 => fetch(self.store, &path, self.findings).await?.map(|bytes| Got { bytes, whole: true, earlier: false }),
+            _ => obtain(self.store, self.keys, &path, self.findings).await?,
+        };
+        match found {
             None if position.slot == 0 && position.epoch < self.folded_epoch => {
                 self.collected += 1;
                 self.link = self.link.map(|link| Link { hash: None, ..link });
@@ -142,17 +178,18 @@ impl<'a> Walk<'a> {
             None => {
                 self.unreadable(position, &path, "missing, though the log goes on behind it or the manifest names it")
             }
-            Some(object) => match self.header(position, &object) {
+            Some(object) => match self.header(position, &object.bytes) {
                 Err(error) => self.unreadable(position, &path, error),
                 Ok((header, hash)) => {
                     self.check_link(&path, &header);
                     match position.slot {
-                        0 => self.opening(position, &path, &object),
+                        0 => self.opening(position, &path, &object.bytes),
                         _ => self.segment(position, &path, &header, hash, &object).await?,
                     }
                     self.link = Some(Link { hash: Some(hash), head: header.head });
                     self.walked.head = header.head;
                     self.digest = Some(header.head.digest);
+                    self.findings.state.passed(header.head.position.seq, header.head.digest);
                 }
             },
         }
@@ -208,9 +245,13 @@ impl<'a> Walk<'a> {
         path: &str,
         header: &ObjectHeader,
         hash: ObjectHash,
-        object: &Bytes,
+        object: &Got,
     ) -> Result<(), RecoverError> {
+        self.findings.segments.take(header.total_bytes, object.whole, object.earlier);
         let (held, table) = self.contents(path, header, object);
+        if object.whole && held.damage.is_none() {
+            self.findings.state.found_whole(path, hash);
+        }
         let damage = held.damage;
         self.held.insert((self.machine.clone(), position), Some(held));
         let Some(table) = table else {
@@ -233,11 +274,13 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Opens table and frames. A body whose digest is wrong is still opened, to learn which frames are hit.
-    fn contents(&mut self, path: &str, header: &ObjectHeader, object: &Bytes) -> (Held, Option<Table>) {
+    /// Opens table and frames; of an object that was not read whole the table, and its frames are taken for good. A body
+    /// whose digest is wrong is still opened, to learn which frames are hit.
+    fn contents(&mut self, path: &str, header: &ObjectHeader, object: &Got) -> (Held, Option<Table>) {
+        let Got { bytes: object, whole, .. } = object;
         let mut damage = match header.check_body(object) {
-            Ok(()) => None,
-            Err(error) => self.findings.damage(path, error),
+            Err(error) if *whole => self.findings.damage(path, error),
+            _ => None,
         };
         let mut frames = BTreeMap::new();
         let table = match segments::table(self.keys, header, object) {
@@ -248,7 +291,8 @@ impl<'a> Walk<'a> {
             }
         };
         for frame in table.iter().flat_map(|table| &table.frames) {
-            match open(self.keys, header, frame, object) {
+            let opened = if *whole { open(self.keys, header, frame, object) } else { Ok(()) };
+            match opened {
                 Ok(()) => {
                     frames.insert(frame.number, frame.plain_bytes);
                 }
@@ -267,7 +311,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let path = segments::path(&reference.machine, LogKind::Stream, position);
-            let held = match fetch(self.store, &path, self.findings).await? {
+            let held = match obtain(self.store, self.keys, &path, self.findings).await? {
                 None => {
                     let damage = self.findings.damage(&path, "missing, though records of this machine refer to it");
                     Held { id: reference.id, frames: BTreeMap::new(), damage }
@@ -279,9 +323,9 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn foreign(&mut self, path: &str, reference: &SegmentRef, object: &Bytes) -> Held {
+    fn foreign(&mut self, path: &str, reference: &SegmentRef, object: &Got) -> Held {
         let position = LogPosition { epoch: reference.epoch, slot: reference.slot };
-        let header = ObjectHeader::parse(self.keys, object).and_then(|header| {
+        let header = ObjectHeader::parse(self.keys, &object.bytes).and_then(|header| {
             header.expect_place(ObjectKind::Segment, &place(&reference.machine, LogKind::Stream, position))?;
             Ok(header)
         });
@@ -383,6 +427,44 @@ impl<'a> Walk<'a> {
             _ => Err(self.findings.damage(path, "a record refers to bytes that are not where it says")),
         }
     }
+}
+
+/// Checks a segment before the horizon by itself: its place, its table and every frame. None when it is whole.
+pub(super) async fn check_kept(
+    store: &Store,
+    keys: &Keys,
+    machine: &MachineName,
+    position: LogPosition,
+    findings: &mut Findings,
+) -> Result<Option<Lost>, RecoverError> {
+    let path = segments::path(machine, LogKind::Stream, position);
+    let (damage, whole) = match obtain(store, keys, &path, findings).await? {
+        None => (findings.damage(&path, "missing, though maps of points name it"), BTreeSet::new()),
+        Some(object) => {
+            let mut walk = Walk::new(store, keys, machine, None, findings);
+            match walk.header(position, &object.bytes) {
+                Err(error) => (walk.findings.damage(&path, error), BTreeSet::new()),
+                Ok((header, hash)) => {
+                    walk.findings.segments.take(header.total_bytes, object.whole, object.earlier);
+                    let held = walk.contents(&path, &header, &object).0;
+                    if object.whole && held.damage.is_none() {
+                        walk.findings.state.found_whole(&path, hash);
+                    }
+                    (held.damage, held.frames.into_keys().collect())
+                }
+            }
+        }
+    };
+    Ok(damage.map(|damage| Lost { position, damage, whole }))
+}
+
+/// A damaged segment.
+pub(super) struct Lost {
+    pub position: LogPosition,
+    /// Its damage.
+    pub damage: usize,
+    /// Frames that open all the same.
+    pub whole: BTreeSet<u32>,
 }
 
 fn open(keys: &Keys, header: &ObjectHeader, frame: &FrameInfo, object: &Bytes) -> Result<(), FormatError> {

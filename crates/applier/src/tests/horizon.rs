@@ -1,0 +1,387 @@
+//! The horizon and the collection of segments: whatever is done to a store in whatever order, every position that is promised
+//! reads as the model says, every other one is refused, and nothing that is not needed stays.
+//!
+//! The property test plays random steps against [`TestLog`]'s model: writes, marks, drains, restarts of the process server,
+//! runs of an applier with its clock at the newest record, garbage collection, a crash of the applier in between, late PUTs of
+//! what was deleted. After each run everything is opened.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use model::{DiskChange, Selector, Seq, Timestamp};
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::{contents, load, open};
+use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
+use crate::testing::{TestLog, name, vault};
+use crate::{Applier, ApplierConfig, Clock, preview_collection};
+
+/// A clock that stands where the test puts it.
+struct StandingClock(AtomicU64);
+
+impl Clock for StandingClock {
+    fn now(&self) -> Timestamp {
+        // Relaxed: nothing else depends on it.
+        Timestamp(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Records are a second apart: the window holds so many of them.
+const WINDOW_SECONDS: u64 = 40;
+
+const RETENTION: &str = "40s:all, 4m:30s";
+
+fn settings() -> ApplierConfig {
+    ApplierConfig {
+        data_dir: Path::new("unused").to_owned(),
+        crash_every: Duration::from_secs(5),
+        journal_window: Duration::from_secs(WINDOW_SECONDS),
+        retention: RETENTION.parse().expect("a retention"),
+        poll: Duration::from_millis(1),
+        replicas: Default::default(),
+        replica_lag: Duration::MAX,
+        map_segments: 2,
+        tidy_every: Duration::from_millis(1),
+        gc: true,
+    }
+}
+
+async fn start(log: &TestLog) -> Arc<Applier> {
+    start_with(settings(), log).await
+}
+
+async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+    let now = log.model.times[log.last().0 as usize];
+    let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
+    let machines = vec![log.machine.clone()];
+    Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+}
+
+/// Runs an applier until it has taken everything in and finds nothing more to delete.
+async fn tidy(log: &TestLog) {
+    let applier = start(log).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (mut before, mut same) = (Vec::new(), 0);
+    // Nothing moves any more when several looks in a row find the same objects.
+    while same < 5 {
+        assert!(Instant::now() < deadline, "the applier comes to rest: {:?}", applier.status());
+        tokio::time::sleep(Duration::from_millis(4)).await;
+        let status = applier.status().machines.remove(0);
+        assert!(status.last_error.is_none(), "{status:?}");
+        let now = (log.store.list("machine").await.expect("listed"), status.horizon_seq);
+        let settled = status.processed_seq == log.last() && before.last() == Some(&now);
+        same = if settled { same + 1 } else { 0 };
+        before = vec![now];
+    }
+    applier.stop().await;
+    let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
+    let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
+    assert!(left.iter().all(|text| text.contains("/manifest/") || text.contains("/map/")), "{left:?}");
+}
+
+/// Every position: those that are promised read as the model says, the others are refused.
+async fn everything_is_right(log: &TestLog) {
+    let history = load(log).await;
+    let newest = log.model.times[log.last().0 as usize];
+    for seq in (1..=log.last().0).map(Seq) {
+        let at = seq.0 as usize;
+        let kept = history.recorded_points().iter().any(|point| point.position.seq == seq);
+        let young = newest.since(log.model.times[at]) <= Duration::from_secs(WINDOW_SECONDS);
+        let resolved = history.resolve(&Selector::Seq(seq), None).await;
+        match log.model.valid[at] {
+            true if kept || young || seq > history.horizon_seq() => {
+                assert!(young <= (seq > history.horizon_seq()), "position {seq} of the window lies before the horizon");
+                let point = history.open(&resolved.expect("promised")).await.expect("opened");
+                assert!(contents(&point).await == log.model.at[at], "position {seq}");
+                assert_eq!(point.at().digest, log.model.digests[at]);
+            }
+            true => {
+                let refused = resolved.expect_err("not promised");
+                assert!(matches!(refused, RecoverError::BeforeHorizon { .. }), "{refused}");
+            }
+            false => assert!(resolved.is_err(), "position {seq} is inside a drain"),
+        }
+        by_time(log, &history, seq).await;
+    }
+}
+
+/// A time means the last position that opens and is not later.
+async fn by_time(log: &TestLog, history: &History, seq: Seq) {
+    let resolved = history.resolve(&Selector::Time(log.model.times[seq.0 as usize]), None).await;
+    let opens = |seq: &Seq| {
+        let kept = history.recorded_points().iter().any(|point| point.position.seq == *seq);
+        log.model.valid[seq.0 as usize] && (kept || *seq > history.horizon_seq())
+    };
+    match (1..=seq.0).rev().map(Seq).find(opens) {
+        Some(expected) => assert_eq!(resolved.expect("resolved").position.seq, expected, "time of {seq}"),
+        None => assert!(resolved.is_err(), "nothing opens at or before {seq}"),
+    }
+}
+
+async fn verified(log: &TestLog) {
+    let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
+    assert!(report.clean(), "{report:?}");
+    assert_eq!(report.head_seq, log.last());
+}
+
+/// One step of a life.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Random writes and zeros, then a segment.
+    Write {
+        records: u8,
+    },
+    Mark,
+    Drain {
+        back: u8,
+    },
+    Grow,
+    /// The process server restarts: another epoch.
+    Restart,
+    /// An applier runs until nothing is left to do.
+    Tidy,
+    /// An applier is stopped at once, wherever it is.
+    CutShort,
+    /// Something that was deleted is put once more, as a late PUT does.
+    LatePut {
+        which: u16,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..12u8).prop_map(|records| Step::Write { records }),
+        1 => Just(Step::Mark),
+        1 => (0..4u8).prop_map(|back| Step::Drain { back }),
+        1 => Just(Step::Grow),
+        3 => Just(Step::Restart),
+        2 => Just(Step::Tidy),
+        1 => Just(Step::CutShort),
+        1 => any::<u16>().prop_map(|which| Step::LatePut { which }),
+    ]
+}
+
+/// Paths and bytes of all segments ever put.
+type Put = Vec<(String, bytes::Bytes)>;
+
+async fn commit(log: &mut TestLog, put: &mut Put) {
+    let path = log.commit().await;
+    let bytes = log.store.get(&path).await.expect("read").expect("just put");
+    put.push((path, bytes));
+}
+
+async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
+    match *step {
+        Step::Write { records } => {
+            (0..records).for_each(|_| _ = log.random());
+            commit(log, put).await;
+        }
+        Step::Mark => {
+            log.named("marked");
+            commit(log, put).await;
+        }
+        Step::Drain { back } => {
+            let lost_after = Seq(log.last_valid().0.saturating_sub(back.into()));
+            log.drain_begin(lost_after);
+            log.random();
+            log.drain_end();
+            commit(log, put).await;
+        }
+        Step::Grow => {
+            let size = log.model.at.last().expect("some")[&name("data")].len() as u64;
+            let size = if size > 96 << 10 { 24 << 10 } else { size + (8 << 10) };
+            log.disk("data", size, DiskChange::Resized);
+            commit(log, put).await;
+        }
+        Step::Restart => log.reattach_blind().await,
+        Step::Tidy => {
+            tidy(log).await;
+            everything_is_right(log).await;
+        }
+        Step::CutShort => start(log).await.stop().await,
+        Step::LatePut { which } => {
+            if let Some((path, bytes)) = put.get(usize::from(which) % put.len().max(1)) {
+                // There already, or gone: both are fine.
+                log.store.create(path, vec![bytes.clone()]).await.expect("answered");
+            }
+        }
+    }
+}
+
+async fn play(steps: &[Step]) -> TestLog {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 5).await;
+    let mut put = Put::new();
+    for step in steps {
+        take(step, &mut log, &mut put).await;
+    }
+    tidy(&log).await;
+    everything_is_right(&log).await;
+    verified(&log).await;
+    log
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn whatever_is_done_what_is_promised_opens_and_nothing_else(steps in prop::collection::vec(step(), 10..50)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(play(&steps));
+    }
+}
+
+/// A life long enough that the horizon has passed most of it.
+fn long() -> Vec<Step> {
+    (0..12).flat_map(|_| [vec![Step::Write { records: 8 }; 3], vec![Step::Restart]].concat()).collect()
+}
+
+#[tokio::test]
+async fn what_the_window_has_left_is_deleted_but_for_what_points_need() {
+    let log = play(&[long(), long(), long()].concat()).await;
+    let history = load(&log).await;
+    assert!(history.horizon_seq() > Seq(800), "the horizon stands at {}", history.horizon_seq());
+    let segments = log.store.list("machine/db/stream/seg").await.expect("listed").len();
+    // Of 109 segments some nine lie in the window; eight points lie before it, none of which reads from more than
+    // a few.
+    assert!(segments < 45, "{segments} segments are left");
+    let kept: Vec<_> = history.recorded_points().iter().filter(|p| p.position.seq <= history.horizon_seq()).collect();
+    assert!(kept.len() >= 5, "{} points before the horizon", kept.len());
+}
+
+#[tokio::test]
+async fn a_disk_that_is_being_read_goes_on_when_its_maps_are_collected() {
+    let (store, keys) = vault().await;
+    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 6).await, Put::new());
+    for step in long() {
+        take(&step, &mut log, &mut put).await;
+    }
+    tidy(&log).await;
+    let history = load(&log).await;
+    let old = history.recorded_points().iter().find(|point| point.position.seq <= history.horizon_seq()).expect("one");
+    let (old, id) = (old.position.seq, old.id);
+    let applier = start(&log).await;
+    applier.pin(&log.machine, id, true).await.expect("pinned");
+    applier.stop().await;
+    let held = load(&log).await;
+    let reader = open(&held, old).await;
+    for _ in 0..3 {
+        for step in long() {
+            take(&step, &mut log, &mut put).await;
+        }
+        tidy(&log).await;
+        assert!(contents(&reader).await == log.model.at[old.0 as usize]);
+    }
+    // One that nobody holds is refused in words once it is gone.
+    let young = load(&log).await;
+    let unheld = open(&young, log.last_valid()).await;
+    let position = log.last_valid();
+    for _ in 0..8 {
+        for step in long() {
+            take(&step, &mut log, &mut put).await;
+        }
+    }
+    tidy(&log).await;
+    let disk = unheld.disk(&name("root")).expect("there");
+    let whole = model::Extent::new(0, disk.size()).expect("not empty");
+    if let Err(refused) = disk.read(whole).await {
+        assert!(matches!(refused, RecoverError::BeforeHorizon { .. }), "{position}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_alone_is_refused_in_words_once_it_is_not_whole() {
+    let log = play(&long()).await;
+    let options = LoadOptions { settle: Duration::ZERO, without_maps: true, progress: None };
+    let refused = History::load(&log.store, log.keys.clone(), &log.machine, options).await.err().expect("refused");
+    assert!(matches!(refused, RecoverError::LogCollected { .. }), "{refused}");
+}
+
+/// A segment before the horizon, and a point that reads from it.
+async fn needed_segment(log: &TestLog) -> String {
+    let history = load(log).await;
+    let epoch = |path: &str| u64::from_str_radix(path.split('/').nth(4)?, 16).ok();
+    let listed = log.store.list("machine/db/stream/seg").await.expect("listed");
+    let paths = listed.into_iter().map(|(path, _)| path);
+    let first = paths.filter(|path| !path.ends_with("0000000000000000")).min_by_key(|path| epoch(path));
+    assert!(history.horizon_seq() > Seq::ZERO);
+    first.expect("some segment is left")
+}
+
+#[tokio::test]
+async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_collection() {
+    let mut log = play(&long()).await;
+    let path = needed_segment(&log).await;
+    let whole = log.store.get(&path).await.expect("read").expect("listed");
+    let mut flipped = whole.to_vec();
+    *flipped.last_mut().expect("not empty") ^= 1;
+    let report =
+        async || verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("report");
+    for damaged in [Some(flipped), None] {
+        log.store.delete(&path).await.expect("deleted");
+        if let Some(bytes) = damaged {
+            log.store.create(&path, vec![bytes.into()]).await.expect("created");
+        }
+        let report = report().await;
+        assert_eq!(report.damages.len(), 1, "{:?}", report.damages);
+        let damage = &report.damages[0];
+        assert_eq!(damage.path, path);
+        let history = load(&log).await;
+        for point in history.recorded_points() {
+            let hit =
+                damage.ranges.iter().any(|range| range.from <= point.position.seq && point.position.seq <= range.to);
+            let opened = open(&history, point.position.seq).await;
+            let mut reads = true;
+            for info in opened.disks() {
+                let whole = model::Extent::new(0, info.size).expect("not empty");
+                reads &= opened.disk(&info.name).expect("listed").read(whole).await.is_ok();
+            }
+            assert_eq!(reads, !hit, "point at {} and {:?}", point.position.seq, damage.ranges);
+        }
+    }
+    assert!(!report().await.damages[0].points.is_empty(), "a segment that is missing hits who reads from it");
+    let doubt = preview_collection(&log.store, &log.keys, &log.machine).await.expect_err("a needed segment is gone");
+    assert!(doubt.to_string().contains(&path), "{doubt}");
+    log.store.create(&path, vec![whole]).await.expect("put back");
+    assert!(report().await.clean());
+    log.random();
+    log.commit().await;
+    tidy(&log).await;
+}
+
+/// Runs an applier with a replica until it stands at the last valid position.
+async fn replicate(log: &TestLog, data_dir: &Path) -> Arc<Applier> {
+    let replicas = [(log.machine.clone(), crate::ReplicaConfig::default())].into();
+    let settings = ApplierConfig { data_dir: data_dir.to_owned(), replicas, ..settings() };
+    let applier = start_with(settings, log).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while applier.processed(&log.machine) != Some(log.last_valid()) {
+        assert!(Instant::now() < deadline, "the replica gets there: {:?}", applier.status());
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    applier.stop().await;
+    super::process::assert_replica(log, data_dir, log.last_valid());
+    applier
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_before_the_horizon_is_built_out_of_maps() {
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let mut log = play(&long()).await;
+    // From nothing, though the first segments are gone.
+    replicate(&log, data_dir.path()).await;
+    // From where no segment leads on: an applier without this replica moves the horizon past it.
+    let left = log.last_valid();
+    let mut put = Put::new();
+    for step in long() {
+        take(&step, &mut log, &mut put).await;
+    }
+    tidy(&log).await;
+    assert!(load(&log).await.horizon_seq() > left);
+    let applier = replicate(&log, data_dir.path()).await;
+    let told = applier.events(&log.machine).iter().any(|event| event.message.contains("built anew"));
+    assert!(told, "{:?}", applier.events(&log.machine));
+}
