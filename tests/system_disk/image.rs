@@ -36,8 +36,10 @@ impl Image {
             println!("making {}", dir.display());
             std::fs::create_dir_all(&base).expect("directory is made");
             let making = tempfile::Builder::new().prefix("making-").tempdir_in(&base).expect("directory is made");
+            let start = std::time::Instant::now();
             make(making.path());
             std::fs::rename(making.keep(), &dir).expect("a whole image gets its name");
+            println!("made in {:.0?}", start.elapsed());
         }
         Self { dir }
     }
@@ -72,16 +74,14 @@ fn make(dir: &Path) {
     write("usr/local/sbin/role", ROLE);
     write("etc/systemd/system/role.service", SERVICE);
     run("chmod", &["755", &tree.join("usr/local/sbin/role").to_string_lossy()]);
-    let systemctl = |args: &[&str]| _ = run("systemctl", &[&["--root", &tree_text], args].concat());
-    systemctl(&["enable", "role.service"]);
+    let link = |target: &str, name: &str| {
+        std::os::unix::fs::symlink(target, tree.join("etc/systemd/system").join(name)).expect("unit is linked");
+    };
+    link("/etc/systemd/system/role.service", "multi-user.target.wants/role.service");
     // The console is ours alone, and the machine has no network.
-    systemctl(&[
-        "mask",
-        "serial-getty@ttyS0.service",
-        "getty@tty1.service",
-        "apt-daily.timer",
-        "apt-daily-upgrade.timer",
-    ]);
+    for unit in ["serial-getty@ttyS0.service", "getty@tty1.service", "apt-daily.timer", "apt-daily-upgrade.timer"] {
+        link("/dev/null", unit);
+    }
     for (from, to) in [("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd")] {
         let boot = std::fs::read_dir(tree.join("boot")).expect("/boot is read");
         let mut paths = boot.map(|entry| entry.expect("/boot is read").path());
