@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::pins::PinRequests;
+use crate::reckon::Reckonings;
 use crate::recover::{RecoverError, Validity};
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
-use crate::{ApplierError, Clock, follow, replica};
+use crate::{ApplierError, Clock, follow, reckon, replica};
 
 /// Settings of an applier.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct ApplierConfig {
     pub poll: Duration,
     /// Whether replica disks are kept.
     pub replica: bool,
+    /// Whether what the disks of each point hold is reckoned: everything written is read again, as it was and as it is.
+    pub state_digests: bool,
     /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
     pub map_segments: usize,
     /// Whether what an acknowledged manifest makes needless is deleted (rule 6 of the epoch log).
@@ -73,6 +76,8 @@ pub(crate) struct Committed {
     pub recent: SegmentRun,
     /// Valid positions among their records.
     pub validity: Validity,
+    /// The newest point, while its states are not reckoned.
+    pub unreckoned: Option<PointId>,
 }
 
 /// What the tasks of one machine share.
@@ -88,6 +93,8 @@ pub(crate) struct Shared {
     pub moved: Notify,
     /// Pins asked for.
     pub pins: PinRequests,
+    /// States of points that no commit has taken up.
+    pub reckonings: Reckonings,
     committed: Mutex<Arc<Committed>>,
     status: Mutex<MachineStatus>,
 }
@@ -179,6 +186,7 @@ impl Applier {
                 rules,
                 moved: Notify::new(),
                 pins: PinRequests::default(),
+                reckonings: Reckonings::default(),
                 committed: Mutex::default(),
             })
         });
@@ -186,6 +194,9 @@ impl Applier {
         let mut tasks = JoinSet::new();
         for shared in &machines {
             tasks.spawn(follow::run(shared.clone()));
+            if config.state_digests {
+                tasks.spawn(reckon::run(shared.clone()));
+            }
             if config.replica {
                 tasks.spawn(replica::run(shared.clone()));
             }

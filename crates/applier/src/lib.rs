@@ -21,6 +21,7 @@ mod manifest;
 mod maps;
 mod pins;
 mod points;
+mod reckon;
 pub mod recover;
 mod replica;
 mod segments;

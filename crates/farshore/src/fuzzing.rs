@@ -83,7 +83,11 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_bytes: size(u)?,
             segment_age: text(u, &["1s", "50ms", "1m"])?,
         },
-        applier: ApplierTable { prefix_gc: u.arbitrary()?, map_segments: u.arbitrary()? },
+        applier: ApplierTable {
+            prefix_gc: u.arbitrary()?,
+            map_segments: u.arbitrary()?,
+            state_digests: u.arbitrary()?,
+        },
         policy: PolicyTable {
             crash_every: text(u, &["60s", "1h"])?,
             journal_window: text(u, &["24h", "0s"])?,

@@ -149,6 +149,7 @@ impl Follower {
                 replica: false,
                 map_segments,
                 prefix_gc: false,
+                state_digests: false,
             };
             loop {
                 let clock: Arc<dyn applier::Clock> = Arc::new(clock.clone());

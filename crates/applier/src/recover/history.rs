@@ -170,7 +170,16 @@ impl History {
                 };
                 let position = model::Position { incarnation, seq: record.seq };
                 let id = model::PointId(mark.id);
-                points.push(Point { id, position, time: record.time, kind, mark: Some(mark.clone()), digest });
+                points.push(Point {
+                    id,
+                    position,
+                    time: record.time,
+                    kind,
+                    mark: Some(mark.clone()),
+                    digest,
+                    made: None,
+                    states: Vec::new(),
+                });
             }
         }
         points.retain(|point| self.validity.contains(point.position.seq));
@@ -200,6 +209,10 @@ impl History {
 
     pub(crate) fn recorded_points(&self) -> &[Point] {
         &self.points
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.log.keys
     }
 
     /// Whether a point is held whatever the policy says.

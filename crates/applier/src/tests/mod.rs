@@ -6,6 +6,7 @@ mod damage;
 mod overlay;
 mod positions;
 mod process;
+mod states;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,9 +33,18 @@ pub(crate) async fn follow(log: &TestLog, map_segments: usize) {
     let poll = Duration::from_millis(1);
     let (data_dir, crash_every) = ("unused".into(), Duration::from_secs(60));
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica, prefix_gc) = (false, false);
-    let settings =
-        ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc };
+    let (replica, prefix_gc, state_digests) = (false, false, false);
+    let settings = ApplierConfig {
+        data_dir,
+        crash_every,
+        journal_window,
+        retention,
+        poll,
+        replica,
+        map_segments,
+        prefix_gc,
+        state_digests,
+    };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");
     let deadline = std::time::Instant::now() + Duration::from_secs(60);

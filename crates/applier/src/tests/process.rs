@@ -36,8 +36,18 @@ fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
     let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica, map_segments, prefix_gc) = (true, 2, false);
-    ApplierConfig { data_dir, crash_every, journal_window, retention, poll, replica, map_segments, prefix_gc }
+    let (replica, map_segments, prefix_gc, state_digests) = (true, 2, false, true);
+    ApplierConfig {
+        data_dir,
+        crash_every,
+        journal_window,
+        retention,
+        poll,
+        replica,
+        map_segments,
+        prefix_gc,
+        state_digests,
+    }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {

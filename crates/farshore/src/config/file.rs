@@ -76,6 +76,8 @@ pub struct ApplierTable {
     pub prefix_gc: bool,
     /// Segments that a map takes in.
     pub map_segments: u32,
+    /// Whether state digests of points are reckoned.
+    pub state_digests: bool,
 }
 
 /// `[policy]`
@@ -146,7 +148,7 @@ impl Default for ProcessServerTable {
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { prefix_gc: false, map_segments: 64 }
+        Self { prefix_gc: false, map_segments: 64, state_digests: true }
     }
 }
 

@@ -35,6 +35,7 @@ impl ApplierRole {
             poll: POLL,
             replica: true,
             prefix_gc: config.applier.prefix_gc,
+            state_digests: config.applier.state_digests,
             map_segments: config.applier.map_segments,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();
