@@ -145,9 +145,12 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         journal_window: Duration::from_secs(86400),
         retention: "24h:all, 7d:1h, 30d:1d, 1y:1w".parse()?,
         poll: Duration::from_millis(10),
-        replica: false,
+        replicas: Default::default(),
+        replica_lag: Duration::MAX,
+        state_digests: false,
         map_segments: 64,
-        prefix_gc: false,
+        tidy_every: Duration::from_secs(60),
+        gc: false,
     };
     let clock = Arc::new(At(AtomicU64::new(last.time.0)));
     let applier = Applier::start(settings, store.clone(), keys.clone(), vec![machine()], clock).await?;

@@ -16,10 +16,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::pins::PinRequests;
+use crate::reckon::Reckonings;
 use crate::recover::{RecoverError, Validity};
 use crate::replica::ReplicaConfig;
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
-use crate::{ApplierError, Clock, follow, replica};
+use crate::{ApplierError, Clock, follow, reckon, replica};
 
 /// Settings of an applier.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct ApplierConfig {
     pub replicas: BTreeMap<MachineName, ReplicaConfig>,
     /// A replica that trails by more than this is rebuilt out of maps rather than by applying every record.
     pub replica_lag: Duration,
+    /// Whether what the disks of each point hold is reckoned: everything written is read again, as it was and as it is.
+    pub state_digests: bool,
     /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
     pub map_segments: usize,
     /// Time between two looks at what the policy keeps no longer: points, the horizon, garbage. 60 s is a good choice.
@@ -81,6 +84,8 @@ pub(crate) struct Committed {
     pub recent: SegmentRun,
     /// Valid positions among their records.
     pub validity: Validity,
+    /// The newest point, while its states are not reckoned.
+    pub unreckoned: Option<PointId>,
 }
 
 /// What the tasks of one machine share.
@@ -96,6 +101,8 @@ pub(crate) struct Shared {
     pub moved: Notify,
     /// Pins asked for.
     pub pins: PinRequests,
+    /// States of points that no commit has taken up.
+    pub reckonings: Reckonings,
     committed: Mutex<Arc<Committed>>,
     status: Mutex<MachineStatus>,
 }
@@ -187,6 +194,7 @@ impl Applier {
                 rules,
                 moved: Notify::new(),
                 pins: PinRequests::default(),
+                reckonings: Reckonings::default(),
                 committed: Mutex::default(),
             })
         });
@@ -194,6 +202,9 @@ impl Applier {
         let mut tasks = JoinSet::new();
         for shared in &machines {
             tasks.spawn(follow::run(shared.clone()));
+            if config.state_digests {
+                tasks.spawn(reckon::run(shared.clone()));
+            }
             if let Some(replica) = config.replicas.get(&shared.machine) {
                 tasks.spawn(replica::run(shared.clone(), replica.clone()));
             }

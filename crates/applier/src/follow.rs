@@ -149,10 +149,9 @@ impl<'a> Follower<'a> {
     async fn new(shared: &'a Shared, log: EpochLog, owner: ManifestOwner) -> Result<Self, ApplierError> {
         let manifest = owner.manifest();
         let start = Stretch::behind(manifest.nodes.clone()).start();
-        let mut schedule =
-            PointSchedule::behind(shared.machine.clone(), shared.config.crash_every, &start.head, |to| {
-                Validity::replay(&manifest.drains, to, shared.rules.applier)
-            });
+        let mut schedule = PointSchedule::behind(shared.machine.clone(), shared.config.crash_every, &start, |to| {
+            Validity::replay(&manifest.drains, to, shared.rules.applier)
+        });
         manifest.points.iter().for_each(|point| schedule.known(point));
         let (epoch, slot) = manifest.folded();
         let maps = Arc::new(Maps::new(shared.store.clone(), shared.keys.clone(), shared.machine.clone()));
@@ -202,6 +201,7 @@ impl<'a> Follower<'a> {
                 self.next.dropped = self.thinning.due(config, manifest, validity, now);
             }
             self.pins.take_up(&self.shared.pins, self.owner.manifest(), &mut self.next);
+            self.shared.reckonings.take_up(self.owner.manifest(), &mut self.next);
             self.commit_if_due().await?;
             if self.is_leaf_full() {
                 self.put_map().await?;
@@ -262,13 +262,14 @@ impl<'a> Follower<'a> {
         let table = segments::table(&self.shared.keys, &entry.header, &entry.bytes)
             .map_err(|source| ApplierError::damaged(path.clone(), source))?;
         let new = entry.position > self.folded;
+        let now = new.then(|| self.shared.clock.now());
         let mut digester = RecordDigester::resume(self.head.digest);
         let mut incarnation = self.head.position.incarnation;
         for record in &table.records {
             incarnation = incarnation_after(incarnation, record);
             let position = Position { incarnation, seq: record.seq };
-            let after = After { position, time: record.time, digest: digester.push(record) };
-            if let Some(point) = self.schedule.push(record, after, new) {
+            let after = After { position, time: record.time, digest: digester.push(record), chain: entry.hash };
+            if let Some(point) = self.schedule.push(record, after, now) {
                 self.next.points.push(point);
             }
         }
@@ -423,7 +424,8 @@ impl<'a> Follower<'a> {
         recent.segments.truncate(promoted);
         let (nodes, validity) = (manifest.nodes.clone(), self.schedule.validity().clone());
         let horizon = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
-        self.shared.commit(Committed { horizon, nodes, recent, validity });
+        let unreckoned = manifest.points.last().filter(|point| point.states.is_empty()).map(|point| point.id);
+        self.shared.commit(Committed { horizon, nodes, recent, validity, unreckoned });
     }
 
     fn tell(&self, wait: &Option<Wait>) {

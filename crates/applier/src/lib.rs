@@ -23,6 +23,7 @@ mod maps;
 mod needed;
 mod pins;
 mod points;
+mod reckon;
 pub mod recover;
 mod replica;
 mod segments;

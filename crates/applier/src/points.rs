@@ -8,8 +8,11 @@
 
 use std::time::Duration;
 
-use format::manifest::{Point, PointKind};
-use model::{LogHead, MachineName, PointId, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
+use format::manifest::{Made, Point, PointKind};
+use format::object::ObjectHash;
+use model::{MachineName, PointId, Position, Record, RecordBody, RecordDigest, Seq, Timestamp};
+
+use store::LogEnd;
 
 use crate::recover::Validity;
 
@@ -22,6 +25,8 @@ pub(crate) struct After {
     pub time: Timestamp,
     /// Digest up to it.
     pub digest: RecordDigest,
+    /// Chain hash of the segment that holds it.
+    pub chain: ObjectHash,
 }
 
 /// Decides on points.
@@ -37,15 +42,16 @@ pub(crate) struct PointSchedule {
 }
 
 impl PointSchedule {
-    /// For what follows `head`; `validity` says which positions up to there are valid.
+    /// For what follows `start`; `validity` says which positions up to there are valid.
     pub fn behind(
         machine: MachineName,
         crash_every: Duration,
-        head: &LogHead,
+        start: &LogEnd,
         validity: impl FnOnce(Seq) -> Validity,
     ) -> Self {
+        let LogEnd { head, hash: chain, .. } = *start;
         let validity = validity(head.position.seq);
-        let here = After { position: head.position, time: head.time, digest: head.digest };
+        let here = After { position: head.position, time: head.time, digest: head.digest, chain };
         let last_valid = Some(here).filter(|here| validity.contains(here.position.seq));
         Self { machine, crash_every, validity, last_valid, last_crash: None, last_point: Seq::ZERO }
     }
@@ -63,22 +69,20 @@ impl PointSchedule {
         &self.validity
     }
 
-    /// Takes the next record in; `new` says that its points are not in the manifest yet.
-    pub fn push<D>(&mut self, record: &Record<D>, after: After, new: bool) -> Option<Point> {
+    /// Takes the next record in; `new` gives the time when its points are not in the manifest yet.
+    pub fn push<D>(&mut self, record: &Record<D>, after: After, new: Option<Timestamp>) -> Option<Point> {
         self.validity.push(record.seq, &record.body);
         if self.validity.draining() {
             self.last_valid = self.last_valid.filter(|last| self.validity.contains(last.position.seq));
             return None;
         }
         self.last_valid = Some(after);
-        if !new {
-            return None;
-        }
+        let now = new?;
         match &record.body {
-            RecordBody::Mark(mark) => Some(self.point(PointKind::Marked, after, Some(mark.clone()))),
+            RecordBody::Mark(mark) => Some(self.point(PointKind::Marked, after, Some(mark.clone()), now)),
             // A drain end while nothing drains is an ordinary mark.
-            RecordBody::DrainEnd(mark) => Some(self.point(PointKind::DrainEnd, after, Some(mark.clone()))),
-            _ if self.due(after.time) => Some(self.point(PointKind::Crash, after, None)),
+            RecordBody::DrainEnd(mark) => Some(self.point(PointKind::DrainEnd, after, Some(mark.clone()), now)),
+            _ if self.due(after.time) => Some(self.point(PointKind::Crash, after, None, now)),
             _ => None,
         }
     }
@@ -86,19 +90,21 @@ impl PointSchedule {
     /// Records have stopped flowing and the clock says `now`.
     pub fn idle(&mut self, now: Timestamp) -> Option<Point> {
         let last = self.last_valid.filter(|_| !self.validity.draining())?;
-        (last.position.seq > self.last_point && self.due(now)).then(|| self.point(PointKind::Crash, last, None))
+        (last.position.seq > self.last_point && self.due(now)).then(|| self.point(PointKind::Crash, last, None, now))
     }
 
     fn due(&self, time: Timestamp) -> bool {
         self.last_crash.is_none_or(|last| time >= last.plus(self.crash_every))
     }
 
-    fn point(&mut self, kind: PointKind, after: After, mark: Option<model::Mark>) -> Point {
+    fn point(&mut self, kind: PointKind, after: After, mark: Option<model::Mark>, now: Timestamp) -> Point {
         let id = match &mark {
             Some(mark) => PointId(mark.id),
             None => crash_point_id(&self.machine, after),
         };
-        let point = Point { id, position: after.position, time: after.time, kind, mark, digest: after.digest };
+        let After { position, time, digest, chain } = after;
+        let point =
+            Point { id, position, time, kind, mark, digest, made: Some(Made { at: now, chain }), states: Vec::new() };
         self.known(&point);
         point
     }

@@ -84,7 +84,7 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_age: text(u, &["1s", "50ms", "1m"])?,
             epoch_life: text(u, &["6h", "1m", "7d"])?,
         },
-        applier: ApplierTable { gc: u.arbitrary()?, map_segments: u.arbitrary()? },
+        applier: ApplierTable { gc: u.arbitrary()?, map_segments: u.arbitrary()?, state_digests: u.arbitrary()? },
         policy: PolicyTable {
             crash_every: text(u, &["60s", "1h"])?,
             journal_window: text(u, &["24h", "0s"])?,

@@ -20,6 +20,7 @@ pub mod object;
 mod samples;
 mod seal;
 pub mod segment;
+pub mod state;
 mod versioned;
 pub mod wire;
 

@@ -8,7 +8,9 @@ use model::{
 
 use crate::Codec;
 use crate::keys::Keys;
-use crate::manifest::{Drain, DrainStep, EpochEnd, Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::manifest::{
+    DiskState, Drain, DrainStep, EpochEnd, Made, Manifest, ManifestCommit, Point, PointKind, PointStates, Promoted,
+};
 use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, SealedMap, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
 use crate::seal::Packing;
@@ -129,7 +131,21 @@ pub(crate) fn promoted(slot: u64) -> Promoted {
 pub(crate) fn point() -> Point {
     let head = commit().head;
     let (position, time, digest) = (head.position, head.time, head.digest);
-    Point { id: PointId([0xa5; 16]), position, time, kind: PointKind::Marked, mark: Some(mark("nightly")), digest }
+    let made = Some(Made { at: Timestamp(time.0 + 900_000), chain: promoted(3).hash });
+    Point {
+        id: PointId([0xa5; 16]),
+        position,
+        time,
+        kind: PointKind::Marked,
+        mark: Some(mark("nightly")),
+        digest,
+        made,
+        states: states(),
+    }
+}
+
+pub(crate) fn states() -> Vec<DiskState> {
+    vec![DiskState { disk: "root".parse().expect("a name"), sum: [0x77; 32].into() }]
 }
 
 pub(crate) fn node(level: u8, slot: u64) -> Node {
@@ -161,6 +177,7 @@ pub(crate) fn manifest_commit() -> ManifestCommit {
         nodes: vec![node(0, 2)],
         horizon: Some(promoted(2)),
         point_maps: vec![(point().id, node(0, 1))],
+        states: vec![PointStates { point: point().id, disks: states() }],
     }
 }
 

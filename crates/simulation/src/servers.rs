@@ -164,6 +164,7 @@ impl Follower {
                 map_segments,
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
+                state_digests: site.gc,
             };
             loop {
                 let clock: Arc<dyn applier::Clock> = Arc::new(clock.clone());

@@ -210,7 +210,16 @@ impl History {
                 };
                 let position = model::Position { incarnation, seq: record.seq };
                 let id = model::PointId(mark.id);
-                points.push(Point { id, position, time: record.time, kind, mark: Some(mark.clone()), digest });
+                points.push(Point {
+                    id,
+                    position,
+                    time: record.time,
+                    kind,
+                    mark: Some(mark.clone()),
+                    digest,
+                    made: None,
+                    states: Vec::new(),
+                });
             }
         }
         points.retain(|point| self.validity.contains(point.position.seq));
@@ -276,6 +285,10 @@ impl History {
         let mut nodes = way_to(&self.maps, &self.origin.nodes, point.position.seq).await?.before;
         nodes.push(own.clone());
         Ok(nodes)
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.origin.log.keys
     }
 
     /// Whether a point is held whatever the policy says.

@@ -5,6 +5,7 @@
 //! Restore, serve, verify and compare all stand on that.
 
 mod compare;
+mod digest;
 mod error;
 mod frames;
 mod history;
@@ -27,13 +28,15 @@ pub use overlay::OverlayExport;
 pub use point::{PointDisk, PointDiskInfo, PointReader};
 pub use progress::{Progress, ProgressFn, Stage};
 pub use restore::{RestoreOptions, RestoreReport, RestoredDisk, restore};
-pub use selection::{PointView, PointsView, Resolved, ValidRange};
+pub use selection::{PointView, PointsView, Resolved, StateView, ValidRange};
 pub use verify::{
-    AtReport, Coverage, Damage, Sample, SeqRange, Share, StateFile, VerifyOptions, VerifyReport, Witness, verify,
+    AtReport, Coverage, Damage, Sample, SeqRange, Share, StateFile, VerifyOptions, VerifyReport, Witness, WrongPoint,
+    verify,
 };
 
 pub use crate::replica::processed;
 
+pub(crate) use digest::Reckoned;
 pub(crate) use frames::{Frames, Layout, ObjectPlace};
 pub(crate) use history::{stream_log, stream_log_with, unknown};
 pub(crate) use map::Source;

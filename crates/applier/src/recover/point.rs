@@ -177,6 +177,20 @@ impl PointDisk {
         self.info.size
     }
 
+    /// What a range reads as, in order; what is in no run was never written.
+    pub(super) async fn runs_in(&self, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
+        let view = self.view();
+        match view.runs_in(extent).await {
+            Err(error) if error.is_missing() => self.renewed(&view, error).await?.runs_in(extent).await,
+            runs => runs,
+        }
+    }
+
+    /// Whether sources of both mean the same objects.
+    pub(super) fn numbers_as(&self, other: &PointDisk) -> bool {
+        Arc::ptr_eq(&self.view().base.frames, &other.view().base.frames)
+    }
+
     fn view(&self) -> Arc<View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -221,11 +235,7 @@ impl PointDisk {
 
     /// The same within `extent`.
     pub async fn data_extents_in(&self, extent: Extent) -> Result<Vec<Extent>, RecoverError> {
-        let view = self.view();
-        let runs = match view.runs_in(extent).await {
-            Err(error) if error.is_missing() => self.renewed(&view, error).await?.runs_in(extent).await?,
-            runs => runs?,
-        };
+        let runs = self.runs_in(extent).await?;
         let data: ExtentSet =
             runs.into_iter().filter(|(_, source)| *source != Source::Zero).map(|(extent, _)| extent).collect();
         Ok(data.iter().collect())

@@ -13,6 +13,8 @@ pub enum Stage {
     ReadingBack,
     /// Re-reading objects; counted in bytes, and about.
     Verifying,
+    /// Reckoning state digests again; counted in points.
+    Reckoning,
     /// Comparing; counted in bytes.
     Comparing,
 }

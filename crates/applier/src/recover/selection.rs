@@ -1,7 +1,7 @@
 //! Selectors resolved, and what an operator may choose from.
 
-use format::manifest::Point;
-use model::{Position, RecordDigest, Selector, Seq, Timestamp};
+use format::manifest::{DiskState, Point};
+use model::{DiskName, MarkKind, Position, RecordDigest, Selector, Seq, Timestamp};
 use serde::Serialize;
 
 use super::{History, RecoverError};
@@ -28,10 +28,30 @@ pub struct PointView {
     pub time: String,
     /// `crash`, `marked` or `drain-end`.
     pub kind: &'static str,
+    /// `crash`, as if the power had been cut there, or `application`, where applications were quiesced.
+    pub consistency: &'static str,
     /// What the user called it; empty for none.
     pub label: String,
+    /// When the applier made it, RFC 3339: everything up to it was stored and processed by then. None while only the
+    /// stream knows of it.
+    pub made: Option<String>,
+    /// Digest over record headers up to it, as `verify --head` takes it behind its seq.
+    pub digest: String,
+    /// Chain hash of the segment that holds its last record, in hexadecimal; none while only the stream knows of it.
+    pub chain: Option<String>,
+    /// State digests of its disks: what each holds; empty until they are reckoned.
+    pub states: Vec<StateView>,
     /// Whether it is held whatever the policy says.
     pub pinned: bool,
+}
+
+/// What a disk holds at a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StateView {
+    /// The disk.
+    pub disk: DiskName,
+    /// Its state digest, in hexadecimal: equal for equal contents, whatever the way to them.
+    pub digest: String,
 }
 
 /// A run of positions each of which can be recovered.
@@ -58,6 +78,10 @@ pub struct PointsView {
     pub draining: bool,
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn kind_text(kind: format::manifest::PointKind) -> &'static str {
     match kind {
         format::manifest::PointKind::Crash => "crash",
@@ -74,7 +98,15 @@ impl History {
             seq: point.position.seq,
             time: point.time.to_string(),
             kind: kind_text(point.kind),
+            consistency: match point.mark.as_ref().map(|mark| mark.kind) {
+                Some(MarkKind::Application) => "application",
+                Some(MarkKind::Crash) | None => "crash",
+            },
             label: point.mark.as_ref().map(|mark| mark.label.clone()).unwrap_or_default(),
+            made: point.made.map(|made| made.at.to_string()),
+            digest: point.digest.to_string(),
+            chain: point.made.map(|made| hex(&made.chain.0)),
+            states: point.states.iter().map(|state| self.state_view(state)).collect(),
             pinned: self.is_pinned(point),
         });
         let points = points.collect();
@@ -85,6 +117,10 @@ impl History {
             ranges.push(ValidRange { from_seq, to_seq, from_time: from.to_string(), to_time: to.to_string() });
         }
         Ok(PointsView { points, ranges, draining: self.draining() })
+    }
+
+    fn state_view(&self, state: &DiskState) -> StateView {
+        StateView { disk: state.disk.clone(), digest: hex(&state.sum.digest(self.keys())) }
     }
 
     async fn time_of(&self, seq: Seq) -> Result<Timestamp, RecoverError> {

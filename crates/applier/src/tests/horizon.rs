@@ -46,6 +46,7 @@ fn settings() -> ApplierConfig {
         map_segments: 2,
         tidy_every: Duration::from_millis(1),
         gc: true,
+        state_digests: true,
     }
 }
 

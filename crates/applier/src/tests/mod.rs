@@ -8,6 +8,7 @@ mod overlay;
 mod positions;
 mod process;
 mod replica;
+mod states;
 mod times;
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ pub(crate) async fn follow(log: &TestLog, map_segments: usize) {
     let poll = Duration::from_millis(1);
     let (data_dir, crash_every) = ("unused".into(), Duration::from_secs(60));
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replicas, replica_lag, gc) = (Default::default(), Duration::MAX, false);
+    let (replicas, replica_lag, gc, state_digests) = (Default::default(), Duration::MAX, false, false);
     let settings = ApplierConfig {
         data_dir,
         crash_every,
@@ -47,6 +48,7 @@ pub(crate) async fn follow(log: &TestLog, map_segments: usize) {
         map_segments,
         tidy_every: Duration::from_secs(60),
         gc,
+        state_digests,
     };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");

@@ -37,7 +37,7 @@ pub(super) fn config(data_dir: &Path) -> ApplierConfig {
     let poll = Duration::from_millis(10);
     let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
     let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica_lag, map_segments, gc) = (Duration::MAX, 2, false);
+    let (replica_lag, map_segments, gc, state_digests) = (Duration::MAX, 2, false, true);
     let replicas = ["db", "db-2"].map(|name| (name.parse().expect("valid"), ReplicaConfig::default())).into();
     ApplierConfig {
         data_dir,
@@ -50,6 +50,7 @@ pub(super) fn config(data_dir: &Path) -> ApplierConfig {
         map_segments,
         tidy_every: Duration::from_secs(60),
         gc,
+        state_digests,
     }
 }
 

@@ -38,7 +38,8 @@ async fn committed(log: &TestLog, map_segments: usize) -> Committed {
     let mut segments = segments_behind(&maps(log), &newest.nodes, Seq::ZERO).await.expect("names");
     segments.extend(newest.segments);
     let recent = SegmentRun { segments, ..SegmentRun::default() };
-    Committed { horizon: Seq::ZERO, nodes: newest.nodes, recent, validity: load(log).await.validity().clone() }
+    let (validity, unreckoned) = (load(log).await.validity().clone(), None);
+    Committed { horizon: Seq::ZERO, nodes: newest.nodes, recent, validity, unreckoned }
 }
 
 fn maps(log: &TestLog) -> Arc<Maps> {

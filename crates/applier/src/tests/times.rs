@@ -88,6 +88,7 @@ async fn applier(log: &TestLog, retention: &str, clock: &Arc<VirtualClock>) -> A
         map_segments: 64,
         tidy_every: Duration::from_secs(60),
         gc: false,
+        state_digests: false,
     };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     Applier::start(settings, store, keys, machines, clock.clone()).await.expect("started")

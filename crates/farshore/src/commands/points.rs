@@ -22,11 +22,12 @@ pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow:
         let mut text = format!("Recovery points of {}\n", args.machine);
         for point in &view.points {
             text += &format!(
-                "  id:{}  {}  seq:{:<12} {:<9} {}{}\n",
+                "  id:{}  {}  seq:{:<12} {:<9} {:<11} {}{}\n",
                 point.id,
                 point.time,
                 point.seq,
                 point.kind,
+                point.consistency,
                 if point.pinned { "pinned " } else { "" },
                 point.label.escape_debug()
             );

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use applier::recover::{Coverage, StateFile, VerifyOptions, VerifyReport, Witness};
+use applier::recover::{Coverage, ProgressFn, Stage, StateFile, VerifyOptions, VerifyReport, Witness, WrongPoint};
 use model::Seq;
 use serde_json::json;
 
@@ -27,14 +27,13 @@ pub async fn run(global: &Global, args: &VerifyArgs, output: Output) -> anyhow::
         None => None,
     };
     let witness = args.head.and_then(|head| head.digest.map(|digest| (head.seq, digest)));
-    let bar = Progress::new("verifying");
     let options = VerifyOptions {
         at,
         witness,
         sample: args.sample,
         seed: args.seed,
         state: args.state.clone().map(|path| StateFile { path, every: STATE_EVERY }),
-        progress: Some(Arc::new(move |at| bar.set(at.done, at.total))),
+        progress: Some(progress()),
     };
     let mut report = applier::recover::verify(&store, keys, &args.machine, options).await?;
     if let Some(head) = args.head {
@@ -45,6 +44,15 @@ pub async fn run(global: &Global, args: &VerifyArgs, output: Output) -> anyhow::
     object["sound"] = json!(sound);
     output.print(&object, || text(&report, sound));
     Ok(if sound { Exit::Done } else { Exit::Damage })
+}
+
+/// A bar with the rate and the ETA of reading, then one of the points reckoned.
+fn progress() -> ProgressFn {
+    let (reading, reckoning) = (Progress::new("verifying"), Progress::counting("reckoning points"));
+    Arc::new(move |at| match at.stage {
+        Stage::Reckoning => reckoning.set(at.done, at.total),
+        _ => reading.set(at.done, at.total),
+    })
 }
 
 /// A witness that noted only a number can still tell that the store ends before it.
@@ -74,11 +82,14 @@ fn coverage(report: &VerifyReport) -> String {
         0 => {}
         earlier => text += &format!("; {earlier} of them before this verify was interrupted"),
     }
+    if report.states_reckoned > 0 {
+        text += &format!("; state digests of {} points reckoned again", report.states_reckoned);
+    }
     match &report.sample {
         None => text + ".\n",
         Some(sample) => {
             text += &format!(
-                ".\nOf the others only header and table: what else is in them was NOT read. --sample {} ",
+                ".\nOf the others only header and table were: what else is in them was NOT, but where a point was reckoned. --sample {} ",
                 sample.share
             );
             text + &format!("--seed {} reads the same again.\n", sample.seed)
@@ -104,6 +115,9 @@ fn text(report: &VerifyReport, sound: bool) -> String {
         for point in &damage.points {
             text += &format!("  hits point id:{point}\n");
         }
+    }
+    for WrongPoint { id, seq, problem } in &report.wrong_points {
+        text += &format!("WRONG point id:{id} at seq:{seq}: {problem}\n");
     }
     text += &match &report.witness {
         // A note says so.

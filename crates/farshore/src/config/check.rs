@@ -112,10 +112,10 @@ impl Checker<'_> {
     }
 
     fn applier(&self, table: ApplierTable) -> Result<Applier, ConfigError> {
-        let ApplierTable { gc, map_segments } = table;
+        let ApplierTable { gc, map_segments, state_digests } = table;
         let map_segments = map_segments as usize;
         match MAP_SEGMENTS.contains(&map_segments) {
-            true => Ok(Applier { gc, map_segments }),
+            true => Ok(Applier { gc, map_segments, state_digests }),
             false => {
                 let why = format!("{map_segments} is out of range: 1 to {}", MAP_SEGMENTS.end());
                 Err(self.refuse("applier.map_segments", why))

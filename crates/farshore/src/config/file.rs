@@ -78,6 +78,8 @@ pub struct ApplierTable {
     pub gc: bool,
     /// Segments that a map takes in.
     pub map_segments: u32,
+    /// Whether state digests of points are reckoned.
+    pub state_digests: bool,
 }
 
 /// `[policy]`
@@ -159,7 +161,7 @@ impl Default for ProcessServerTable {
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { gc: false, map_segments: 64 }
+        Self { gc: false, map_segments: 64, state_digests: true }
     }
 }
 

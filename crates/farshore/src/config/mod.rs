@@ -151,6 +151,8 @@ pub struct Applier {
     pub gc: bool,
     /// Segments that a map takes in, 1 to 1024.
     pub map_segments: usize,
+    /// Whether state digests of points are reckoned.
+    pub state_digests: bool,
 }
 
 /// `[policy]`, checked.

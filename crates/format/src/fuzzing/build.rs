@@ -9,7 +9,9 @@ use model::{
 };
 
 use crate::check::LABEL_BYTES_MAX;
-use crate::manifest::{Drain, DrainStep, EpochEnd, Manifest, ManifestCommit, Point, PointKind, Promoted};
+use crate::manifest::{
+    DiskState, Drain, DrainStep, EpochEnd, Made, Manifest, ManifestCommit, Point, PointKind, PointStates, Promoted,
+};
 use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
 use crate::segment::{CHUNK_BYTES_MAX, ChunkAt, Piece, SegmentRef};
@@ -239,8 +241,16 @@ fn points(u: Source) -> Result<Vec<Point>> {
         let LogHead { position, digest, time, .. } = head(u)?;
         let kind = *u.choose(&[PointKind::Crash, PointKind::Marked, PointKind::DrainEnd])?;
         let mark = if u.arbitrary()? { Some(mark(u)?) } else { None };
-        Ok(Point { id: PointId(u.arbitrary()?), position, time, kind, mark, digest })
+        let made = match u.arbitrary()? {
+            true => Some(Made { at: Timestamp(u.arbitrary()?), chain: ObjectHash(u.arbitrary()?) }),
+            false => None,
+        };
+        Ok(Point { id: PointId(u.arbitrary()?), position, time, kind, mark, digest, made, states: states(u)? })
     })
+}
+
+fn states(u: Source) -> Result<Vec<DiskState>> {
+    list(u, LIST_MAX, |u| Ok(DiskState { disk: name::<DiskName>(u)?, sum: u.arbitrary::<[u8; 32]>()?.into() }))
 }
 
 fn ids(u: Source) -> Result<Vec<PointId>> {
@@ -287,7 +297,8 @@ pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
     let (dropped, pinned, unpinned) = (ids(u)?, ids(u)?, ids(u)?);
     let (segments, drains, points) = (promoted(u)?, drains(u)?, points(u)?);
     let (horizon, point_maps) = (promoted(u)?.into_iter().next(), point_maps(u)?);
-    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps })
+    let states = list(u, LIST_MAX, |u| Ok(PointStates { point: PointId(u.arbitrary()?), disks: states(u)? }))?;
+    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, states })
 }
 
 /// Runs of a page: ascending, none overlapping.

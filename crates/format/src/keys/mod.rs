@@ -25,6 +25,7 @@ use crate::object::ObjectId;
 const VAULT_ID_CONTEXT: &str = "farshore 2026 vault id";
 const HEADER_MAC_CONTEXT: &str = "farshore 2026 header mac";
 const CHUNK_ID_CONTEXT: &str = "farshore 2026 chunk id";
+const STATE_CONTEXT: &str = "farshore 2026 state digest";
 
 /// HKDF's info for the key of one object.
 const OBJECT_KEY_INFO: &[u8] = b"farshore object v1";
@@ -90,6 +91,7 @@ pub struct Keys {
     vault: VaultId,
     header_mac: Zeroizing<[u8; 32]>,
     chunk_id: Zeroizing<[u8; 32]>,
+    state: Zeroizing<[u8; 32]>,
     /// Input of the key derivation of objects.
     root: Zeroizing<[u8; 32]>,
 }
@@ -104,6 +106,7 @@ impl Keys {
             vault: VaultId(id),
             header_mac: Zeroizing::new(derive(HEADER_MAC_CONTEXT)),
             chunk_id: Zeroizing::new(derive(CHUNK_ID_CONTEXT)),
+            state: Zeroizing::new(derive(STATE_CONTEXT)),
             root: root.clone(),
         }
     }
@@ -116,6 +119,11 @@ impl Keys {
     /// The id of a chunk.
     pub fn chunk_id(&self, plain: &[u8]) -> ChunkId {
         ChunkId(*blake3::keyed_hash(&self.chunk_id, plain).as_bytes())
+    }
+
+    /// The keyed hash of state digests.
+    pub(crate) fn state_hash(&self, input: &[u8]) -> [u8; 32] {
+        *blake3::keyed_hash(&self.state, input).as_bytes()
     }
 
     /// The authentication code of header bytes. Comparing two [`blake3::Hash`]es takes constant time.

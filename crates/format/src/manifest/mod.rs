@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{LogHead, Mark, PointId, Position, RecordBody, Seq, Timestamp};
+use model::{DiskName, LogHead, Mark, PointId, Position, RecordBody, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
@@ -15,6 +15,7 @@ mod tests;
 
 use crate::map::{FANOUT, Node, node_is_sound};
 use crate::object::{ObjectHash, ObjectId};
+use crate::state::StateSum;
 use crate::{FormatError, check, versioned};
 
 /// Versions of manifest and commit bodies, newest first.
@@ -67,6 +68,37 @@ pub struct Point {
     pub mark: Option<Mark>,
     /// Digest over record headers up to it.
     pub digest: model::RecordDigest,
+    /// The making of it; none for a point that only the stream knows of.
+    pub made: Option<Made>,
+    /// What its disks hold; empty until that is reckoned.
+    pub states: Vec<DiskState>,
+}
+
+/// What a disk holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// The disk.
+    pub disk: DiskName,
+    /// The sum over its sectors.
+    pub sum: StateSum,
+}
+
+/// What the disks of a point hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointStates {
+    /// The point.
+    pub point: PointId,
+    /// Its disks.
+    pub disks: Vec<DiskState>,
+}
+
+/// When a recovery point was made and of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The applier's clock: everything up to the point was stored and processed by then.
+    pub at: Timestamp,
+    /// Chain hash of the segment that holds its last record: it stands for every byte of the stream up to there.
+    pub chain: ObjectHash,
 }
 
 /// A drain of a stream, as far as it decides which positions are points.
@@ -155,6 +187,8 @@ pub struct ManifestCommit {
     pub horizon: Option<Promoted>,
     /// Maps of the points that it passes.
     pub point_maps: Vec<(PointId, Node)>,
+    /// What the disks of points hold, reckoned since.
+    pub states: Vec<PointStates>,
 }
 
 impl Manifest {
@@ -195,6 +229,12 @@ impl Manifest {
             self.point_maps.retain(|id, _| !dropped.contains(id));
         }
         self.points.extend(commit.points);
+        for PointStates { point, disks } in commit.states {
+            // Points keep their order; those reckoned last are the newest.
+            if let Some(known) = self.points.iter_mut().rev().find(|known| known.id == point) {
+                known.states = disks;
+            }
+        }
         commit.unpinned.iter().for_each(|id| _ = self.pins.remove(id));
         self.pins.extend(commit.pinned);
         commit.nodes.into_iter().try_for_each(|node| self.take(node))?;
@@ -263,10 +303,10 @@ impl ManifestCommit {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps } = self;
+        let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, states } = self;
         let points = points.is_empty() && dropped.is_empty() && pinned.is_empty() && unpinned.is_empty();
         let maps = nodes.is_empty() && horizon.is_none() && point_maps.is_empty();
-        segments.is_empty() && drains.is_empty() && points && maps
+        segments.is_empty() && drains.is_empty() && points && maps && states.is_empty()
     }
 }
 

@@ -15,6 +15,7 @@ mod maps;
 mod report;
 mod share;
 mod state;
+mod states;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -23,10 +24,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use format::keys::Keys;
-use format::manifest::{Manifest, Promoted};
+use format::manifest::{Manifest, Point, Promoted};
 use format::object::ObjectHeader;
 use model::{MachineName, PointId, RecordDigest, Selector, Seq};
-use store::{LogPosition, Store};
+use store::{LogPosition, Store, StoreError};
 
 use super::progress::tell;
 use super::{ErrorKind, History, LoadOptions, ProgressFn, RecoverError, Stage};
@@ -34,11 +35,12 @@ use crate::maps::end_of;
 use crate::segments;
 use hits::Hits;
 pub use hits::SeqRange;
-pub use report::{AtReport, Coverage, Damage, Sample, VerifyReport, Witness};
+pub use report::{AtReport, Coverage, Damage, Sample, VerifyReport, Witness, WrongPoint};
 use share::Plan;
 pub use share::Share;
 use state::State;
 pub use state::StateFile;
+use stream::Walked;
 
 /// Times everything is read again because objects were collected meanwhile.
 const RUNS_MAX: u32 = 3;
@@ -116,6 +118,17 @@ impl Findings {
         tell(&self.progress, Stage::Verifying, self.bytes.min(self.total), self.total);
     }
 
+    /// Names the object that an error is about.
+    fn note_damage(&mut self, error: &RecoverError) {
+        let (path, what) = match error {
+            RecoverError::Damage { path, what } => (path, what.clone()),
+            RecoverError::Store(StoreError::Damaged { path, source }) => (path, source.to_string()),
+            RecoverError::Store(StoreError::Missing { path, because }) => (path, format!("missing, though {because}")),
+            _ => return,
+        };
+        self.damage(path, format!("{what}; verify without --sample says what it hits"));
+    }
+
     /// Whether an object is to be read whole now.
     fn reads_whole(&self, path: &str) -> bool {
         self.plan.draws(path) && !self.state.seen.holds(path)
@@ -137,8 +150,6 @@ impl Coverage {
 struct KnownPoint {
     seq: Seq,
     id: String,
-    /// None for a point found in the stream itself.
-    digest: Option<RecordDigest>,
 }
 
 /// Reads everything of a machine again, or a share of it. Damage is a report, not an error. Errors: the store does not
@@ -219,13 +230,13 @@ async fn check(
     let kept = kept::check(store, keys, machine, &manifest, findings).await?;
     let start = stream::Start {
         end: manifest.horizon.as_ref().map(end_of).unwrap_or_default(),
-        drains: &manifest.drains,
+        manifest: &manifest,
         promoted: manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect(),
         lost: kept.lost,
     };
-    let walked = stream::check(store, keys, machine, start, witness_seq, findings).await?;
+    let mut walked = stream::check(store, keys, machine, start, witness_seq, findings).await?;
     let segments = maps::check(store, keys, machine, &manifest, &kept.maps, findings).await?;
-    let mut points = walked.points;
+    let mut points = std::mem::take(&mut walked.points);
     for segment in &segments {
         let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
         let path = crate::manifest::promoted_path(machine, segment);
@@ -234,7 +245,7 @@ async fn check(
         }
     }
     for point in &manifest.points {
-        points.push(KnownPoint { seq: point.position.seq, id: point.id.to_string(), digest: Some(point.digest) });
+        points.push(KnownPoint { seq: point.position.seq, id: point.id.to_string() });
     }
     note_left_out(findings);
     let witness = judge_witness(head_witness, walked.head.position.seq, walked.witnessed);
@@ -243,13 +254,11 @@ async fn check(
         None => None,
     };
     points.retain(|point| walked.validity.contains(point.seq));
-    for point in &points {
-        let stated = point.digest.zip(walked.point_digests.get(&point.seq).copied());
-        if stated.is_some_and(|(stated, found)| stated != found) {
-            findings
-                .notes
-                .push(format!("point {} in the manifest names other records than the stream holds", point.id));
-        }
+    let mut wrong_points: Vec<_> = manifest.points.iter().filter_map(|point| wrong(point, &walked)).collect();
+    let mut states_reckoned = 0;
+    if !walked.undecided {
+        let (other, reckoned) = states::check(store, keys, machine, &manifest, findings).await?;
+        (states_reckoned, _) = (reckoned, wrong_points.extend(other));
     }
     let damages = conclude(findings, walked.head.position.seq, &points);
     let hit = |seq: Seq| damages.iter().any(|d| d.ranges.iter().any(|r| r.from <= seq && seq <= r.to));
@@ -264,6 +273,8 @@ async fn check(
         head_digest: walked.head.digest.to_string(),
         at: asked.map(|seq| AtReport { seq, recoverable: walked.validity.contains(seq) && !hit(seq) }),
         witness,
+        wrong_points,
+        states_reckoned,
         notes: std::mem::take(&mut findings.notes),
         damages,
     })
@@ -284,6 +295,19 @@ fn witness_in_reach(
         return None;
     }
     witness
+}
+
+/// What the stream says against a point of the manifest, as far as it can be read.
+fn wrong(point: &Point, walked: &Walked) -> Option<WrongPoint> {
+    let seq = point.position.seq;
+    let digest = walked.point_digests.get(&seq);
+    let chain = point.made.and_then(|made| Some((made.chain, walked.chain_at(seq)?)));
+    let problem = match (digest, chain) {
+        (Some(found), _) if *found != point.digest => "it names other records than the stream holds",
+        (_, Some((stated, found))) if stated != found => "it was made of another segment than the stream holds there",
+        _ => return None,
+    };
+    Some(WrongPoint { id: point.id.to_string(), seq, problem })
 }
 
 fn note_left_out(findings: &mut Findings) {

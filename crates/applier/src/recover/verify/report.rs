@@ -18,6 +18,17 @@ pub struct Damage {
     pub points: Vec<String>,
 }
 
+/// A recovery point that is not what the manifest says it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WrongPoint {
+    /// Its id.
+    pub id: String,
+    /// Its position.
+    pub seq: Seq,
+    /// What is wrong.
+    pub problem: &'static str,
+}
+
 /// What a witness says about the tail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
@@ -97,6 +108,10 @@ pub struct VerifyReport {
     pub head_digest: String,
     /// Everything that is wrong.
     pub damages: Vec<Damage>,
+    /// Points of the manifest that the stream does not bear out.
+    pub wrong_points: Vec<WrongPoint>,
+    /// Points whose state digests were reckoned again, now or by an earlier life of this verify.
+    pub states_reckoned: u64,
     /// What the witness says.
     pub witness: Witness,
     /// The position asked about.
@@ -106,9 +121,10 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Nothing is wrong: no damage, and the witness (if there is one) agrees.
+    /// Nothing is wrong: no damage, every point as stated, and the witness (if there is one) agrees.
     pub fn clean(&self) -> bool {
-        self.damages.is_empty() && matches!(self.witness, Witness::None | Witness::Confirmed { .. })
+        let sound = self.damages.is_empty() && self.wrong_points.is_empty();
+        sound && matches!(self.witness, Witness::None | Witness::Confirmed { .. })
     }
 
     /// 0 when clean, else 3.

@@ -100,6 +100,16 @@ impl Plan {
         self.draw.is_none_or(|draw| draw.takes(path) || self.least.as_deref() == Some(path))
     }
 
+    /// Whether everything is to be read whole.
+    pub fn is_all(&self) -> bool {
+        self.draw.is_none_or(|draw| draw.share.millionths == MILLION)
+    }
+
+    /// Whether the states of a point are to be reckoned again.
+    pub fn draws_point(&self, id: &str) -> bool {
+        self.draw.is_none_or(|draw| draw.takes(&format!("point/{id}")))
+    }
+
     /// Its size in bytes as listed.
     pub fn size(&self, path: &str) -> Option<u64> {
         self.sizes.get(path).copied()
@@ -117,9 +127,12 @@ impl Plan {
 
 /// Whether a path is that of a segment or of a map.
 fn is_bulk(machine: &MachineName, path: &str) -> bool {
-    let own = path.strip_prefix(&segments::machine_prefix(machine)).unwrap_or_default();
-    let segment = own.starts_with("/stream/seg/") && !own.ends_with("/0000000000000000");
-    segment || own.starts_with("/map/")
+    let own = path.strip_prefix(&segments::machine_prefix(machine)).and_then(|own| own.strip_prefix('/'));
+    match own.unwrap_or_default().split('/').collect::<Vec<_>>()[..] {
+        ["stream", "seg", _, slot] => slot != "0000000000000000",
+        ["map", _, _] => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

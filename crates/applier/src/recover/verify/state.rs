@@ -80,7 +80,7 @@ impl Seen {
     }
 
     /// Whether this very object was.
-    fn holds_this(&self, path: &str, hash: &ObjectHash) -> bool {
+    pub fn holds_this(&self, path: &str, hash: &ObjectHash) -> bool {
         self.objects.get(&half(blake3::hash(path.as_bytes()).as_bytes())) == Some(&half(&hash.0))
     }
 }

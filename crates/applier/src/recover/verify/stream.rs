@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::manifest::{Drain, Promoted};
+use format::manifest::{Manifest, Promoted};
 use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectId, ObjectKind, Opening, open_small};
 use format::segment::{ChunkAt, FrameInfo, Piece, SegmentRef, Table, open_frame};
 use model::{
@@ -25,14 +25,26 @@ pub(super) struct Walked {
     /// State after the last record whose segment's header is whole.
     pub head: LogHead,
     pub validity: Validity,
+    /// Whether where the log ends is not decided yet.
+    pub undecided: bool,
     /// Marks and drain ends.
     pub points: Vec<KnownPoint>,
     /// Every whole segment as a manifest would name it.
     pub segments: BTreeMap<LogPosition, Promoted>,
     /// Digest at the witness's seq.
     pub witnessed: Option<RecordDigest>,
-    /// Digests at segment ends and marks.
+    /// Digests at the points asked about.
     pub point_digests: BTreeMap<Seq, RecordDigest>,
+    /// By their last record, first record and chain hash of every segment whose header is whole.
+    chain: BTreeMap<Seq, (Seq, ObjectHash)>,
+}
+
+impl Walked {
+    /// Chain hash of the segment that holds a record.
+    pub fn chain_at(&self, seq: Seq) -> Option<ObjectHash> {
+        let (_, (first, hash)) = self.chain.range(seq..).next()?;
+        (*first <= seq).then_some(*hash)
+    }
 }
 
 /// Where records may get their bytes from.
@@ -61,6 +73,8 @@ struct Walk<'a> {
     held: BTreeMap<(MachineName, LogPosition), Option<Held>>,
     link: Option<Link>,
     witness: Option<Seq>,
+    /// Points of the manifest.
+    asked: BTreeSet<Seq>,
     /// Damages that may hit positions.
     hitting: BTreeSet<usize>,
     /// Digest before the next object; none behind one that cannot be read.
@@ -75,8 +89,8 @@ struct Walk<'a> {
 pub(super) struct Start<'a> {
     /// The horizon.
     pub end: LogEnd,
-    /// Drains up to there, and further.
-    pub drains: &'a [Drain],
+    /// What the applier knows.
+    pub manifest: &'a Manifest,
     /// Last slots of the epochs behind it that the manifest names.
     pub promoted: BTreeMap<u64, u64>,
     /// What reads from damaged segments at the horizon.
@@ -109,6 +123,8 @@ pub(super) async fn check(
     }
     let mut walk = Walk::new(store, keys, machine, witness, findings);
     walk.begin(&start);
+    walk.walked.undecided = skeleton.unopened.is_some();
+    walk.asked = start.manifest.points.iter().map(|point| point.position.seq).collect();
     walk.folded_epoch = promoted.keys().next_back().copied().unwrap_or(0);
     for position in skeleton.slots {
         walk.object(position).await?;
@@ -134,16 +150,32 @@ impl<'a> Walk<'a> {
         let walked = Walked {
             head: LogHead::default(),
             validity: Validity::default(),
+            undecided: false,
             points: Vec::new(),
             segments: BTreeMap::new(),
             witnessed: None,
             point_digests: BTreeMap::new(),
+            chain: BTreeMap::new(),
         };
         let link = Some(Link { hash: Some(ObjectHash::default()), head: LogHead::default() });
         let digest = Some(RecordDigest::default());
         let (held, hitting) = (BTreeMap::new(), BTreeSet::new());
-        let (folded_epoch, collected) = (0, 0);
-        Self { store, keys, machine, findings, walked, held, link, witness, hitting, digest, folded_epoch, collected }
+        let (asked, folded_epoch, collected) = (BTreeSet::new(), 0, 0);
+        Self {
+            store,
+            keys,
+            machine,
+            findings,
+            walked,
+            held,
+            link,
+            witness,
+            asked,
+            hitting,
+            digest,
+            folded_epoch,
+            collected,
+        }
     }
 
     /// Takes over what lies before the horizon.
@@ -155,7 +187,7 @@ impl<'a> Walk<'a> {
         self.link = Some(Link { hash: Some(hash), head });
         self.digest = Some(head.digest);
         self.walked.head = head;
-        self.walked.validity = Validity::replay(start.drains, head.position.seq, Rules::ALL);
+        self.walked.validity = Validity::replay(&start.manifest.drains, head.position.seq, Rules::ALL);
         for (damage, disk, extent) in &start.lost {
             self.hitting.insert(*damage);
             if let Some(hits) = self.findings.hits(Some(*damage)) {
@@ -247,6 +279,7 @@ impl<'a> Walk<'a> {
         hash: ObjectHash,
         object: &Got,
     ) -> Result<(), RecoverError> {
+        self.walked.chain.insert(header.head.position.seq, (header.first_seq, hash));
         self.findings.segments.take(header.total_bytes, object.whole, object.earlier);
         let (held, table) = self.contents(path, header, object);
         if object.whole && held.damage.is_none() {
@@ -345,7 +378,9 @@ impl<'a> Walk<'a> {
             }
             if let RecordBody::Mark(mark) | RecordBody::DrainEnd(mark) = &record.body {
                 let id = PointId(mark.id).to_string();
-                self.walked.points.push(KnownPoint { seq: record.seq, id, digest });
+                self.walked.points.push(KnownPoint { seq: record.seq, id });
+            }
+            if self.asked.contains(&record.seq) {
                 self.walked.point_digests.extend(digest.map(|digest| (record.seq, digest)));
             }
             self.lay_over(position, path, table, record);
@@ -364,7 +399,6 @@ impl<'a> Walk<'a> {
             _ if self.witness == Some(header.head.position.seq) => self.walked.witnessed = Some(header.head.digest),
             _ => {}
         }
-        self.walked.point_digests.insert(header.head.position.seq, header.head.digest);
     }
 
     fn lay_over(&mut self, position: LogPosition, path: &str, table: &Table, record: &Record<Vec<Piece>>) {
