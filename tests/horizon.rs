@@ -95,6 +95,8 @@ fn what_the_policy_keeps_comes_back_and_the_rest_leaves_the_store() {
         if left < before { Ok(()) } else { Err(format!("{left} of {before} segments are left")) }
     });
 
+    let listed = site.run(&["points", "db"]);
+    assert!(listed.stdout.contains("these points alone open"), "{listed:?}");
     let restored = site.restore("db", &marked[1].id, "pinned");
     assert_same(&marked[1].copy, &restored[0].1);
     assert!(difference(&marked[0].copy, &restored[0].1).is_some(), "the check above can fail");

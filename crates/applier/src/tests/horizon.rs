@@ -46,7 +46,7 @@ fn settings() -> ApplierConfig {
         replicas: Default::default(),
         replica_lag: Duration::MAX,
         map_segments: 2,
-        tidy_every: Duration::from_millis(1),
+        tidy_every: Duration::from_micros(50),
         gc: true,
         state_digests: true,
     }
