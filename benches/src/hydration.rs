@@ -81,7 +81,7 @@ impl Bench {
             match part % 3 {
                 0 => file.write_all(&table_pages(PART, part))?,
                 1 => file.write_all(&random(PART, part))?,
-                _ => _ = std::io::Seek::seek_relative(&mut file, PART as i64)?,
+                _ => std::io::Seek::seek_relative(&mut file, PART as i64)?,
             }
         }
         Ok(file.set_len(self.bytes)?)

@@ -1,12 +1,13 @@
 //! Garbage collection by the applier that owns the manifest log (rule 6 of docs/rfcs/0001-epoch-log.md, and
 //! docs/rfcs/0006-horizon.md for segments and maps); off unless switched on.
 //!
-//! A pass follows an acknowledged commit or our own opening, at most one a minute, and is bounded, so that promotion waits
-//! for little and an idle machine costs nothing. A doubt stops the pass, not the applier: what is not collected does no
+//! A pass lists everything of a machine. So it follows our own opening or a move of the horizon, or comes once an hour if anything
+//! was acknowledged meanwhile; it is bounded, so that promotion waits for little, and what is left comes a minute later. A doubt stops the pass, not the applier: what is not collected does no
 //! harm.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use format::keys::Keys;
 use model::{EventKind, MachineName, PointId, Severity};
@@ -21,13 +22,18 @@ use crate::recover::{RecoverError, stream_log, unknown};
 use crate::replica::describe;
 use crate::{ApplierError, manifest, needed};
 
+/// Looks of the policy for each pass that nothing in particular asks for.
+const SELDOM: u32 = 60;
+
 /// Objects deleted by one pass.
 const PASS_OBJECTS_MAX: usize = 512;
 
 /// When to collect next, and what stood in the way last.
 pub(crate) struct Collection {
-    /// Something was acknowledged since the last pass, or the last pass left something.
+    /// There is something to delete for sure, or very likely.
     due: bool,
+    /// Something was acknowledged since the last pass.
+    acknowledged: bool,
     passed_at: Option<Instant>,
     trouble: Option<String>,
     marked: Marked,
@@ -36,11 +42,16 @@ pub(crate) struct Collection {
 impl Collection {
     /// Our own opening is acknowledged: older manifest epochs may go.
     pub fn new() -> Self {
-        Self { due: true, passed_at: None, trouble: None, marked: Marked::default() }
+        Self { due: true, acknowledged: true, passed_at: None, trouble: None, marked: Marked::default() }
     }
 
     /// A commit was acknowledged.
     pub fn acknowledged(&mut self) {
+        self.acknowledged = true;
+    }
+
+    /// The horizon moved, or older manifest epochs were replaced.
+    pub fn something_to_gain(&mut self) {
         self.due = true;
     }
 
@@ -52,15 +63,16 @@ impl Collection {
         stream: &EpochLog,
         maps: &Arc<Maps>,
     ) -> Result<(), ApplierError> {
-        let rested = self.passed_at.is_none_or(|at| at.elapsed() >= shared.config.tidy_every);
-        if !(self.due && rested) {
+        let rested = |rest: Duration| self.passed_at.is_none_or(|at| at.elapsed() >= rest);
+        let every = shared.config.tidy_every;
+        if !(self.due && rested(every) || self.acknowledged && rested(every * SELDOM)) {
             return Ok(());
         }
         let passed = self.pass(owner, stream, maps, shared.rules.applier).await;
         self.passed_at = Some(Instant::now());
         match passed {
             Ok(collected) => {
-                (self.due, self.trouble) = (collected.left > 0, None);
+                (self.due, self.acknowledged, self.trouble) = (collected.left > 0, false, None);
                 tell(shared, &collected);
                 Ok(())
             }

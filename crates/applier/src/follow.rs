@@ -374,6 +374,7 @@ impl<'a> Follower<'a> {
         );
         (self.next.horizon, self.next.point_maps) = (Some(next), point_maps);
         self.commit().await?;
+        self.collection.something_to_gain();
         self.shared.event(Severity::Info, EventKind::Collection, message);
         Ok(())
     }
@@ -386,6 +387,7 @@ impl<'a> Follower<'a> {
         self.committed_at = Some(Instant::now());
         if self.owner.is_long() {
             self.owner.renew().await?;
+            self.collection.something_to_gain();
             self.mapping.under_new_epoch();
             self.shared.with_status(|status| status.manifest_epoch = self.owner.epoch());
         }

@@ -72,6 +72,8 @@ pub struct ValidRange {
 pub struct PointsView {
     /// Recovery points by position.
     pub points: Vec<PointView>,
+    /// Up to it only the points above open; 0 while every valid position does.
+    pub horizon: Seq,
     /// Runs of positions that all open, by position. Before the first of them only points do.
     pub ranges: Vec<ValidRange>,
     /// Whether the stream ends inside a drain.
@@ -116,7 +118,7 @@ impl History {
             let (from, to) = (self.time_of(from_seq).await?, self.time_of(to_seq).await?);
             ranges.push(ValidRange { from_seq, to_seq, from_time: from.to_string(), to_time: to.to_string() });
         }
-        Ok(PointsView { points, ranges, draining: self.draining() })
+        Ok(PointsView { points, horizon: self.horizon_seq(), ranges, draining: self.draining() })
     }
 
     fn state_view(&self, state: &DiskState) -> StateView {

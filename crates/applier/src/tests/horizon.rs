@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use model::{DiskChange, Selector, Seq, Timestamp};
+use model::{DiskChange, EventKind, Selector, Seq, Timestamp};
+use object_store::memory::InMemory;
 use proptest::prelude::*;
+use store::Store;
 use tokio::time::Instant;
 
 use super::{contents, load, open};
 use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
-use crate::testing::{TestLog, name, vault};
+use crate::testing::{LockedStore, TestLog, name, vault};
 use crate::{Applier, ApplierConfig, Clock, preview_collection};
 
 /// A clock that stands where the test puts it.
@@ -44,7 +46,7 @@ fn settings() -> ApplierConfig {
         replicas: Default::default(),
         replica_lag: Duration::MAX,
         map_segments: 2,
-        tidy_every: Duration::from_millis(1),
+        tidy_every: Duration::from_micros(50),
         gc: true,
         state_digests: true,
     }
@@ -351,6 +353,41 @@ async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_co
     log.random();
     log.commit().await;
     tidy(&log).await;
+}
+
+#[tokio::test]
+async fn a_store_under_object_lock_loses_nothing_and_is_collected_when_the_lock_is_over() {
+    let locked = LockedStore::new(Arc::new(InMemory::new()));
+    let store = Store::from_object_store(Arc::new(locked.clone()));
+    let (_, keys) = vault().await;
+    store::create_vault(&store, &keys).await.expect("vault");
+    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 8).await, Put::new());
+    let mut stored = 0;
+    for step in [long(), long(), long()].concat() {
+        take(&step, &mut log, &mut put).await;
+        stored += usize::from(matches!(step, Step::Write { .. }));
+    }
+    // It goes on, moves its horizon, says why nothing is deleted, and every promise holds.
+    let applier = start(&log).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let told = |applier: &Applier| {
+        let events = applier.events(&log.machine);
+        events.iter().any(|event| event.kind == EventKind::Collection && event.message.contains("object is locked"))
+    };
+    while !told(&applier) || applier.status().machines[0].horizon_seq == Seq::ZERO {
+        assert!(Instant::now() < deadline, "{:?}", applier.events(&log.machine));
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    applier.stop().await;
+    let segments = async || log.store.list("machine/db/stream/seg").await.expect("listed").len();
+    assert!(segments().await > stored, "with the first, and an opening of each epoch");
+    everything_is_right(&log).await;
+    verified(&log).await;
+    assert!(locked.unlock() > 0, "deletions were refused");
+    tidy(&log).await;
+    assert!(segments().await < stored / 2, "{} of {stored} segments are left", segments().await);
+    everything_is_right(&log).await;
+    verified(&log).await;
 }
 
 /// Runs an applier with a replica until it stands at the last valid position.

@@ -14,6 +14,7 @@ pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow:
     let object = json!({
         "machine": args.machine,
         "points": view.points,
+        "horizon": view.horizon,
         "ranges": view.ranges,
         "draining": view.draining,
         "head": views::head(&history.head()),
@@ -31,6 +32,9 @@ pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow:
                 if point.pinned { "pinned " } else { "" },
                 point.label.escape_debug()
             );
+        }
+        if view.horizon > model::Seq::ZERO {
+            text += &format!("Up to seq:{} these points alone open: the policy keeps no more.\n", view.horizon);
         }
         text += "Valid positions (any seq or time within)\n";
         for range in &view.ranges {
