@@ -151,18 +151,7 @@ pub fn system_disk(starts: u32) -> Result<()> {
     tools::system_disk()?;
     run_with(
         "cargo",
-        &[
-            "test",
-            "--profile",
-            "ci",
-            "--workspace",
-            "--test",
-            "end_to_end",
-            "system_disk",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        &["test", "--profile", "ci", "--workspace", "--test", "end_to_end", "system_disk", "--", "--nocapture"],
         &[("FARSHORE_SYSTEM_STARTS", &starts.to_string())],
     )
 }
