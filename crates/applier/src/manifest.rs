@@ -111,18 +111,24 @@ impl ManifestOwner {
     /// pending. Errors: `Fenced` when another owner has taken over meanwhile.
     pub async fn renew(&mut self) -> Result<(), ApplierError> {
         assert!(self.pending.is_none(), "an owner finishes what it began");
-        *self = Self::attach_to(self.log.clone(), self.rules, Some(self.epoch())).await?;
+        let ours = LogPosition { epoch: self.epoch(), slot: self.next_slot - 1 };
+        *self = Self::attach_to(self.log.clone(), self.rules, Some(ours)).await?;
         Ok(())
     }
 
-    async fn attach_to(log: EpochLog, rules: LogRules, ours: Option<u64>) -> Result<Self, ApplierError> {
+    /// With `ours`, our last slot, nobody else may have written behind it.
+    async fn attach_to(log: EpochLog, rules: LogRules, ours: Option<LogPosition>) -> Result<Self, ApplierError> {
         // What is damaged or too large is found before an epoch is spent on it.
         let newest = log.read_newest_with(rules).await?;
         whole_state(&log.machine, &log.manifest_of(&newest.entries)?)?;
-        if let Some(epoch) = ours.filter(|epoch| newest.end.position.epoch != *epoch) {
-            return Err(StoreError::Fenced { epoch, path: log.slot_path(newest.end.position) }.into());
-        }
+        let check = |end: LogPosition| match ours.filter(|ours| *ours != end) {
+            Some(ours) => Err(StoreError::Fenced { epoch: ours.epoch, path: log.slot_path(end) }),
+            None => Ok(()),
+        };
+        check(newest.end.position)?;
         let attached = log.attach_with(rules).await?;
+        // Another owner may have come and gone since: what it wrote our caller knows nothing of.
+        check(attached.end().position)?;
         let manifest = log.manifest_of(attached.newest_entries())?;
         let state = whole_state(&log.machine, &manifest)?;
         let opening_bytes = state.len() as u64;

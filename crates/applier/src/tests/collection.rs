@@ -5,6 +5,7 @@
 //! and a writer finds the log's end with and without a manifest.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +13,11 @@ use format::manifest::{Drain, ManifestCommit, Promoted};
 use format::object::LogKind;
 use model::{Selector, Seq};
 use object_store::ObjectStoreExt as _;
+use object_store::memory::InMemory;
 use object_store::path::Path;
-use store::{CollectError, FaultStore, Faults, LogEnd, LogPosition, LogRules, Plan, Store, StoreError, Why};
+use store::{
+    CollectError, Fault, FaultStore, Faults, LogEnd, LogPosition, LogRules, Plan, Request, Store, StoreError, Why,
+};
 
 use super::{contents, load, open};
 use crate::ApplierError;
@@ -469,4 +473,38 @@ async fn another_segment_in_the_place_of_a_promoted_one_is_refused() {
     };
     assert!(matches!(&refused, ApplierError::Store(StoreError::Damaged { path: found, .. }) if *found == path));
     assert!(report(&log).await.damages.iter().any(|damage| damage.path == path));
+}
+
+#[tokio::test]
+async fn an_owner_that_renews_its_epoch_notices_who_came_in_between() {
+    // The seed decides whether its epoch object lands before or after the other's.
+    for seed in 0..8 {
+        renew_and_be_overtaken(seed).await;
+    }
+}
+
+async fn renew_and_be_overtaken(seed: u64) {
+    let objects = Arc::new(InMemory::new());
+    let faults = Faults::new(seed);
+    let store = Store::from_object_store(objects.clone());
+    let (_, keys) = vault().await;
+    store::create_vault(&store, &keys).await.expect("vault");
+    let mut log = TestLog::begin(&store, &keys, "db", 4).await;
+    let slow = Store::from_object_store(Arc::new(FaultStore::new(objects, faults.clone())));
+    let mut first = ManifestOwner::attach(&slow, &keys, &log.machine, LogRules::ALL).await.expect("attached");
+    first.renew().await.expect("nobody else is there");
+    log.random();
+    log.commit().await;
+    // It has looked, and its epoch object is under way, when another owner comes and promotes.
+    faults.fail_next(Request::Put, Fault::HangUntilReleased);
+    let meddle = async {
+        let mut second = own(&log).await;
+        promote(&mut second, &log, 0).await;
+        faults.release();
+        second
+    };
+    let (renewed, second) = tokio::join!(first.renew(), meddle);
+    let refused = renewed.expect_err("the other's commits are not in what we know");
+    assert!(refused.fenced(), "{refused}");
+    assert_eq!(own(&log).await.manifest(), second.manifest());
 }
