@@ -27,4 +27,5 @@ mod prefix;
 mod refused;
 mod replica;
 mod restore;
+mod system_disk;
 mod zombies;

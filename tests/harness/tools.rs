@@ -18,15 +18,12 @@ pub fn run(program: &str, args: &[&str]) -> String {
 
 /// Runs a program to its end, whatever that is.
 pub fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .env("PATH", path())
-        .output()
-        .unwrap_or_else(|e| panic!("cannot run {program} ({e}): `cargo xtask test` installs it"))
+    Command::new(program).args(args).stdin(Stdio::null()).env("PATH", path()).output().unwrap_or_else(|e| {
+        panic!("cannot run {program} ({e}): `cargo xtask test` installs it, or the chore whose test this is")
+    })
 }
 
 /// The path with the folders of the administrator's programs.
-fn path() -> String {
+pub fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }

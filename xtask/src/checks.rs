@@ -1,4 +1,4 @@
-//! The chores that chain others: `check`, `test`, `deny`, `soak`.
+//! The chores that chain others: `check`, `test`, `deny`, `soak`, `system-disk`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -140,5 +140,18 @@ pub fn soak(rounds: u32, seed: Option<u64>) -> Result<()> {
             "1",
         ],
         &[("FARSHORE_KILL_ROUNDS", &rounds.to_string()), ("FARSHORE_SEED", &seed)],
+    )
+}
+
+/// The end-to-end test of a whole machine, which `test` leaves out: a fresh machine may not get what it needs.
+pub fn system_disk(starts: u32) -> Result<()> {
+    if crate::command::output("id", &["-u"])?.trim() != "0" {
+        bail!("debootstrap makes the machine's disk and needs root: run `cargo xtask system-disk` as root");
+    }
+    tools::system_disk()?;
+    run_with(
+        "cargo",
+        &["test", "--profile", "ci", "--workspace", "--test", "end_to_end", "system_disk", "--", "--nocapture"],
+        &[("FARSHORE_SYSTEM_STARTS", &starts.to_string())],
     )
 }

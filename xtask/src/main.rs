@@ -74,6 +74,12 @@ enum Chore {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// A Debian machine with PostgreSQL under load, started in QEMU from a point. Installs QEMU and debootstrap; needs root.
+    SystemDisk {
+        /// Points to start the machine from.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        starts: u32,
+    },
 }
 
 fn main() -> Result<()> {
@@ -95,5 +101,6 @@ fn main() -> Result<()> {
             checks::simulate(&checks::Simulate { seeds, first, seed, rules })
         }
         Chore::Soak { rounds, seed } => checks::soak(rounds, seed),
+        Chore::SystemDisk { starts } => checks::system_disk(starts),
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::command::{on_path, output, run};
 
-/// (program, Debian package).
+/// What the tests need: (program or absolute path of a file, Debian package).
 const DEBIAN: [(&str, &str); 16] = [
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
@@ -29,6 +29,14 @@ const DEBIAN: [(&str, &str); 16] = [
     ("python3", "python3"),
 ];
 
+/// What `system-disk` needs.
+const SYSTEM_DISK: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("debootstrap", "debootstrap"),
+    ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+    ("mke2fs", "e2fsprogs"),
+];
+
 /// The Azure Blob emulator, from npm.
 const AZURITE: &str = "azurite@3.35.0";
 
@@ -43,12 +51,20 @@ fn tools_dir() -> PathBuf {
     crate::command::root().join("target").join("tools")
 }
 
-/// Installs missing Debian packages.
+/// Installs missing Debian packages of the tests.
 pub fn debian() -> Result<()> {
-    let mut packages: Vec<&str> = DEBIAN.iter().filter(|(program, _)| !found(program)).map(|(_, p)| *p).collect();
-    if !python_has_venv() {
-        packages.push("python3-venv");
-    }
+    install(&DEBIAN, if python_has_venv() { &[] } else { &["python3-venv"] })
+}
+
+/// Installs missing Debian packages of `system-disk`.
+pub fn system_disk() -> Result<()> {
+    install(&SYSTEM_DISK, &[])
+}
+
+/// Installs what is not found, and `more`.
+fn install(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()> {
+    let mut packages: Vec<&str> = wanted.iter().filter(|(program, _)| !found(program)).map(|(_, p)| *p).collect();
+    packages.extend(more);
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -70,7 +86,7 @@ pub fn debian() -> Result<()> {
     let mut install = vec!["-q", "install", "-y", "--no-install-recommends"];
     install.extend(&packages);
     apt(&install)?;
-    match DEBIAN.iter().find(|(program, _)| !found(program)) {
+    match wanted.iter().find(|(program, _)| !found(program)) {
         Some((program, package)) => bail!("{program} is still missing after installing {package}"),
         None => Ok(()),
     }
