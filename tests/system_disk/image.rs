@@ -11,7 +11,6 @@ use crate::harness::tools::run;
 pub const BYTES: u64 = 2 << 30;
 
 const RELEASE: &str = "bookworm";
-const MIRROR: &str = "http://deb.debian.org/debian";
 const PACKAGES: &str = "linux-image-cloud-amd64,systemd-sysv,postgresql";
 const ROLE: &str = include_str!("role.sh");
 const SERVICE: &str = include_str!("role.service");
@@ -28,8 +27,7 @@ pub struct Image {
 impl Image {
     /// The image of this recipe, made if it is not there.
     pub fn get() -> Self {
-        let recipe =
-            blake3::hash(format!("{RELEASE} {MIRROR} {PACKAGES} {BYTES} {NEEDLESS:?} {ROLE} {SERVICE}").as_bytes());
+        let recipe = blake3::hash(format!("{RELEASE} {PACKAGES} {BYTES} {NEEDLESS:?} {ROLE} {SERVICE}").as_bytes());
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/system-disk");
         let dir = base.join(&recipe.to_hex()[..16]);
         if !dir.exists() {
@@ -64,7 +62,7 @@ fn make(dir: &Path) {
     let tree = dir.join("tree");
     let tree_text = tree.to_string_lossy();
     let include = format!("--include={PACKAGES}");
-    run("debootstrap", &["--variant=minbase", &include, RELEASE, &tree_text, MIRROR]);
+    run("debootstrap", &["--variant=minbase", &include, RELEASE, &tree_text]);
     for needless in NEEDLESS {
         run("find", &[&tree.join(needless).to_string_lossy(), "-type", "f", "-delete"]);
     }
