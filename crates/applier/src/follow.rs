@@ -366,7 +366,12 @@ impl<'a> Follower<'a> {
             return Ok(());
         };
         let mapped = horizon::map_points(&self.log, &mut self.mapping, self.owner.epoch(), manifest, &next).await;
-        let Some(point_maps) = self.moving.hear(self.shared, mapped)? else { return Ok(()) };
+        let Some((point_maps, all)) = self.moving.hear(self.shared, mapped)? else { return Ok(()) };
+        if !all {
+            self.next.point_maps = point_maps;
+            self.moving.go_on();
+            return self.commit().await;
+        }
         let message = format!(
             "up to seq {} only points open now; {} of them got a map",
             next.head.position.seq,
@@ -374,6 +379,7 @@ impl<'a> Follower<'a> {
         );
         (self.next.horizon, self.next.point_maps) = (Some(next), point_maps);
         self.commit().await?;
+        self.publish();
         self.collection.something_to_gain();
         self.shared.event(Severity::Info, EventKind::Collection, message);
         Ok(())

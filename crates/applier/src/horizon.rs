@@ -24,6 +24,9 @@ use crate::recover::RecoverError;
 use crate::replica::describe;
 use crate::{ApplierError, segments};
 
+/// Points that get their maps before the applier looks after other things.
+const POINTS_AT_ONCE: usize = 64;
+
 /// When it was looked last, and what stood in the way.
 #[derive(Default)]
 pub(crate) struct Moving {
@@ -39,6 +42,11 @@ impl Moving {
             self.looked_at = Some(Instant::now());
         }
         due
+    }
+
+    /// There is more to do at once.
+    pub fn go_on(&mut self) {
+        self.looked_at = None;
     }
 
     /// What came of a step; damage is told once and keeps the horizon where it is. Errors: what ends the following.
@@ -71,20 +79,26 @@ pub(crate) async fn next(
     rules: Rules,
 ) -> Result<Option<Promoted>, RecoverError> {
     let nodes = &manifest.nodes;
+    let passed = manifest.horizon.as_ref().map(|last| last.head).unwrap_or_default();
     let begin = Timestamp(now.0.saturating_sub(u64::try_from(window.as_micros()).unwrap_or(u64::MAX)));
+    // A window made longer does not bring back what has gone.
+    if begin <= passed.time {
+        return Ok(None);
+    }
     // The window begins with the state of its first moment: with the last record that is not later, which may be the last one
     // of the leaf before.
     // Careless: all that maps hold lies behind it.
     let begin = if rules.hold(Rule::HorizonBehindWindow) { begin } else { now };
     let first = stretch_of_time(maps, nodes, begin).await?;
     let Some(epoch) = first.before.last().map(|node| node.end.epoch) else { return Ok(None) };
-    let epoch = match behind {
+    // A replica that stands before the horizon is built anew, and reads nothing there.
+    let epoch = match behind.map(|seq| seq.max(passed.position.seq)) {
         None => epoch,
         Some(seq) => epoch_of(manifest, stretch_of_seq(maps, nodes, seq.next()).await?).unwrap_or(epoch).min(epoch),
     };
     let before = nodes_before_epoch(maps, nodes, epoch).await?;
-    let passed = manifest.horizon.as_ref().map_or(0, |horizon| horizon.epoch);
-    Ok(before.last().map(|node| node.end.clone()).filter(|end| end.epoch > passed))
+    let reached = manifest.horizon.as_ref().map_or(0, |horizon| horizon.epoch);
+    Ok(before.last().map(|node| node.end.clone()).filter(|end| end.epoch > reached))
 }
 
 /// The epoch of a stretch: that of the tail's first segment, or of the last node, behind the last node.
@@ -93,20 +107,21 @@ fn epoch_of(manifest: &Manifest, stretch: Stretch) -> Option<u64> {
     stretch.segments.first().or_else(tail).map(|first| first.epoch)
 }
 
-/// Puts a map for each point up to `horizon` that has none, in order of position.
+/// Puts maps for the first points up to `horizon` that have none, in order of position: at most [`POINTS_AT_ONCE`] and those that
+/// share the last one's leaf. Gives them, and whether all have one now.
 pub(crate) async fn map_points(
     log: &EpochLog,
     mapping: &mut Mapping,
     epoch: u64,
     manifest: &Manifest,
     horizon: &Promoted,
-) -> Result<Vec<(PointId, Node)>, ApplierError> {
+) -> Result<(Vec<(PointId, Node)>, bool), ApplierError> {
     let passed = |point: &&Point| {
         point.position.seq <= horizon.head.position.seq && !manifest.point_maps.contains_key(&point.id)
     };
     let points: Vec<_> = manifest.points.iter().filter(passed).collect();
     let (mut made, mut left) = (Vec::new(), points.as_slice());
-    while let Some(first) = left.first() {
+    while let Some(first) = left.first().filter(|_| made.len() < POINTS_AT_ONCE) {
         let stretch = stretch_of_seq(mapping.maps(), &manifest.nodes, first.position.seq).await?;
         let end = stretch.segments.last().map(|last| last.head.position.seq);
         let Some(end) = end else {
@@ -117,7 +132,7 @@ pub(crate) async fn map_points(
         made.extend(map_points_of(log, mapping, epoch, &stretch, &left[..within]).await?);
         left = &left[within..];
     }
-    Ok(made)
+    Ok((made, left.is_empty()))
 }
 
 /// The maps of points that lie in one leaf.

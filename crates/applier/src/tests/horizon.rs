@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use model::{DiskChange, EventKind, Selector, Seq, Timestamp};
+use model::{DiskChange, EventKind, Selector, Seq, Severity, Timestamp};
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 use store::Store;
@@ -422,4 +422,53 @@ async fn a_replica_that_stands_before_the_horizon_is_built_out_of_maps() {
     let applier = replicate(&log, data_dir.path()).await;
     let told = applier.events(&log.machine).iter().any(|event| event.message.contains("built anew"));
     assert!(told, "{:?}", applier.events(&log.machine));
+}
+
+#[tokio::test]
+async fn a_window_that_is_made_longer_brings_nothing_back_and_is_no_trouble() {
+    let log = play(&long()).await;
+    let horizon = load(&log).await.horizon_seq();
+    let data_dir = tempfile::tempdir().expect("temp dir");
+    let replicas: std::collections::BTreeMap<_, _> = [(log.machine.clone(), crate::ReplicaConfig::default())].into();
+    for window in [Duration::from_secs(100_000), Duration::from_secs(WINDOW_SECONDS)] {
+        let (data_dir, replicas) = (data_dir.path().to_owned(), replicas.clone());
+        let settings = ApplierConfig { journal_window: window, data_dir, replicas, ..settings() };
+        let applier = start_with(settings, &log).await;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while applier.processed(&log.machine) != Some(log.last_valid()) {
+            assert!(Instant::now() < deadline, "{:?}", applier.status());
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+        applier.stop().await;
+        let troubles: Vec<_> =
+            applier.events(&log.machine).into_iter().filter(|event| event.severity > Severity::Info).collect();
+        assert!(troubles.is_empty(), "{troubles:?}");
+        assert_eq!(load(&log).await.horizon_seq(), horizon);
+    }
+    everything_is_right(&log).await;
+}
+
+#[tokio::test]
+async fn more_points_than_get_their_maps_at_once_all_get_them() {
+    let (store, keys) = vault().await;
+    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 9).await, Put::new());
+    // Marks are points, and a policy that keeps them all.
+    for step in long() {
+        take(&step, &mut log, &mut put).await;
+        (0..4).for_each(|_| _ = log.named("marked"));
+        commit(&mut log, &mut put).await;
+    }
+    let settings = ApplierConfig { retention: "1y:all".parse().expect("a retention"), ..settings() };
+    let applier = start_with(settings, &log).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while applier.status().machines[0].horizon_seq == Seq::ZERO {
+        assert!(Instant::now() < deadline, "{:?}", applier.status());
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    applier.stop().await;
+    let history = load(&log).await;
+    let before = history.recorded_points().iter().filter(|point| point.position.seq <= history.horizon_seq()).count();
+    assert!(before > 130, "{before} points before the horizon");
+    everything_is_right(&log).await;
+    verified(&log).await;
 }
