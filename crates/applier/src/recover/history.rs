@@ -35,6 +35,9 @@ use crate::{ApplierError, ApplierRules, manifest, segments};
 /// How often an unopened epoch is looked at again.
 const SETTLE_POLL: Duration = Duration::from_millis(200);
 
+/// Times a history is loaded when an object is missing.
+const LOADS_MAX: usize = 3;
+
 /// How to load a history.
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -116,6 +119,23 @@ impl History {
     /// As [`History::load`]; tests take a rule away to prove that their oracle notices.
     #[doc(hidden)]
     pub async fn load_with_rules(
+        store: &Store,
+        keys: Arc<Keys>,
+        machine: &MachineName,
+        options: LoadOptions,
+        rules: ApplierRules,
+    ) -> Result<Self, RecoverError> {
+        for _ in 1..LOADS_MAX {
+            match Self::load_once(store, keys.clone(), machine, options.clone(), rules).await {
+                // Collected while it was read: a newer manifest leads past it.
+                Err(error) if error.is_missing() => {}
+                loaded => return loaded,
+            }
+        }
+        Self::load_once(store, keys, machine, options, rules).await
+    }
+
+    async fn load_once(
         store: &Store,
         keys: Arc<Keys>,
         machine: &MachineName,
