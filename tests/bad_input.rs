@@ -15,8 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use transport::{Authority, Identity, Listener, ListenerLimits, Role, TransportError, TransportKind};
 
+use crate::harness::mounted::Mounted;
 use crate::harness::site::{Ran, assert_same};
-use crate::harness::tools::{run, try_run};
+use crate::harness::tools::run;
 use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 
 /// A day: longer than any test.
@@ -424,32 +425,6 @@ fn rubbish_on_the_port_costs_its_sender_the_connection_and_nobody_else_anything(
     site.wait_stored("db");
 }
 
-/// A small file system on a loop device; gone when dropped.
-struct SmallDisk {
-    mount: PathBuf,
-    device: String,
-}
-
-impl SmallDisk {
-    fn new(dir: &Path, bytes: u64) -> Self {
-        let (image, mount) = (dir.join("small.img"), dir.join("small"));
-        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("image is made");
-        std::fs::create_dir_all(&mount).expect("mount point is made");
-        run("mkfs.ext4", &["-q", &image.to_string_lossy()]);
-        let device = run("losetup", &["--find", "--show", &image.to_string_lossy()]).trim().to_owned();
-        let small = Self { mount, device };
-        run("mount", &[&small.device, &small.mount.to_string_lossy()]);
-        small
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        try_run("umount", &["-l", &self.mount.to_string_lossy()]);
-        try_run("losetup", &["-d", &self.device]);
-    }
-}
-
 #[test]
 fn targets_that_are_taken_or_too_small_stay_as_they_are() {
     let site = recorded();
@@ -460,12 +435,12 @@ fn targets_that_are_taken_or_too_small_stay_as_they_are() {
     std::fs::create_dir(&taken).expect("directory is made");
     std::fs::write(&file, b"dear data").expect("file is made");
     let place = tempfile::tempdir().expect("temporary directory");
-    let small = SmallDisk::new(place.path(), 64 << 20);
-    try_run("dd", &["if=/dev/zero", &format!("of={}", text(&small.mount.join("ballast"))), "bs=64k"]);
-    let empty = small.mount.join("empty");
+    let small = Mounted::small(place.path(), 64 << 20);
+    small.fill();
+    let empty = small.dir.join("empty");
     std::fs::create_dir(&empty).expect("directory is made");
 
-    let before = (tree(&taken), tree(&small.mount), tree(&site.path("site/store")));
+    let before = (tree(&taken), tree(&small.dir), tree(&site.path("site/store")));
     for format in ["raw", "qcow2", "vhd"] {
         command_refused(&restore(&taken, format), 2, &["taken", "not empty", "give a directory"]);
         command_refused(&restore(&file, format), 1, &["db-root.raw"]);
@@ -480,7 +455,7 @@ fn targets_that_are_taken_or_too_small_stay_as_they_are() {
     let serve = site.run(&["serve", "db", "--disk", "root", "--at", "latest", "--listen", &nowhere]);
     command_refused(&serve, 1, &["no/such/dir"]);
     assert!(!site.path("no.sock").exists(), "no socket was made");
-    assert_eq!((tree(&taken), tree(&small.mount), tree(&site.path("site/store"))), before, "nothing was changed");
+    assert_eq!((tree(&taken), tree(&small.dir), tree(&site.path("site/store"))), before, "nothing was changed");
     // The control: the same command with a good target.
     site.restore("db", "latest", "good");
 }

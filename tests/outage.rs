@@ -1,8 +1,7 @@
 //! Outages: source writes go on, modes are events, and everything catches up by itself.
 
-use std::path::{Path, PathBuf};
-
-use crate::harness::tools::{run, try_run};
+use crate::harness::mounted::Mounted;
+use crate::harness::tools::run;
 use crate::harness::{Seed, Site, SiteOptions, eventually};
 
 /// Writes `count` random blocks of 64 KiB that do not compress; each must succeed.
@@ -94,46 +93,12 @@ fn a_store_that_fails_stops_acknowledgement_and_nothing_else() {
     assert_eq!(site.run(&["verify", "db"]).code, 0, "the log is whole after the outage");
 }
 
-/// A small file system on a loop device; gone when dropped.
-struct SmallDisk {
-    mount: PathBuf,
-    device: String,
-}
-
-impl SmallDisk {
-    fn new(dir: &Path, bytes: u64) -> Self {
-        std::fs::create_dir_all(dir).expect("directory is made");
-        let (image, mount) = (dir.join("small.img"), dir.join("small"));
-        let file = std::fs::File::create(&image).expect("image is made");
-        file.set_len(bytes).expect("image is sized");
-        std::fs::create_dir_all(&mount).expect("mount point is made");
-        run("mkfs.ext4", &["-q", &image.to_string_lossy()]);
-        let device = run("losetup", &["--find", "--show", &image.to_string_lossy()]).trim().to_owned();
-        run("mount", &[&device, &mount.to_string_lossy()]);
-        Self { mount, device }
-    }
-
-    /// Takes all space that is left.
-    fn fill(&self) -> PathBuf {
-        let ballast = self.mount.join("ballast");
-        try_run("dd", &["if=/dev/zero", &format!("of={}", ballast.to_string_lossy()), "bs=64k"]);
-        ballast
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        try_run("umount", &["-l", &self.mount.to_string_lossy()]);
-        try_run("losetup", &["-d", &self.device]);
-    }
-}
-
 #[test]
 fn a_full_disk_under_the_agent_does_not_stop_the_source() {
     let mut seed = Seed::from_environment(13);
     let place = tempfile::tempdir().expect("temporary directory");
-    let small = SmallDisk::new(place.path(), 64 << 20);
-    let data_dir = Some(small.mount.join("data"));
+    let small = Mounted::small(place.path(), 64 << 20);
+    let data_dir = Some(small.dir.join("data"));
     let site =
         Site::new(SiteOptions { data_dir, spool_bytes: "256MiB", queue_bytes: "2MiB", ..SiteOptions::default() });
     let server = site.start(&["process-server"]);
@@ -156,8 +121,8 @@ fn a_full_disk_under_the_agent_does_not_stop_the_source() {
 fn a_full_store_catches_up_when_space_is_made() {
     let mut seed = Seed::from_environment(14);
     let place = tempfile::tempdir().expect("temporary directory");
-    let small = SmallDisk::new(place.path(), 64 << 20);
-    let store = format!("file://{}", small.mount.join("store").to_string_lossy());
+    let small = Mounted::small(place.path(), 64 << 20);
+    let store = format!("file://{}", small.dir.join("store").to_string_lossy());
     let site = Site::new(SiteOptions { store: Some(store), ..small_queues() });
     let _server = site.start(&["process-server"]);
     let _agent = site.start_agent("db");

@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::harness::judge::wait;
+use crate::harness::mounted::Mounted;
 use crate::harness::site::Ran;
-use crate::harness::tools::{run, try_run};
+use crate::harness::tools::run;
 use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 
 /// Restores of each format in continuous integration, each killed several times.
@@ -228,43 +229,17 @@ fn a_byte_flipped_while_no_restore_ran_is_found_and_named() {
     }
 }
 
-/// A small file system on a loop device; gone when dropped.
-struct SmallDisk {
-    mount: PathBuf,
-    device: String,
-}
-
-impl SmallDisk {
-    fn new(dir: &Path, bytes: u64) -> Self {
-        let (image, mount) = (dir.join("small.img"), dir.join("small"));
-        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("image is made");
-        std::fs::create_dir_all(&mount).expect("mount point is made");
-        run("mkfs.ext4", &["-q", &image.to_string_lossy()]);
-        let device = run("losetup", &["--find", "--show", &image.to_string_lossy()]).trim().to_owned();
-        run("mount", &[&device, &mount.to_string_lossy()]);
-        Self { mount, device }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        try_run("umount", &["-l", &self.mount.to_string_lossy()]);
-        try_run("losetup", &["-d", &self.device]);
-    }
-}
-
 #[test]
 fn a_full_disk_or_a_lost_store_ends_a_restore_that_goes_on_later() {
     let mut seed = Seed::from_environment(403);
     let site = recorded(&mut seed);
     let place = tempfile::tempdir().expect("temporary directory");
-    let small = SmallDisk::new(place.path(), 240 << 20);
+    let small = Mounted::small(place.path(), 240 << 20);
     for (format, _) in FORMATS {
         let mut restore = Restore::new(&site, "unused", format);
-        restore.to = small.mount.clone();
+        restore.to = small.dir.clone();
         let process = restore.held_at_last();
-        let ballast = small.mount.join("ballast");
-        try_run("dd", &["if=/dev/zero", &format!("of={}", ballast.to_string_lossy()), "bs=64k"]);
+        let ballast = small.fill();
         process.signal("CONT");
         assert_eq!(process.wait_ended(PATIENCE).code(), Some(1), "{format}: the disk is full");
         let log = std::fs::read_to_string(site.path("restore-db.log")).expect("log");

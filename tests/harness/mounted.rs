@@ -45,6 +45,24 @@ impl Mounted {
         Self::attach_file(&file, offset, dir, Some((child, fuse_dir)))
     }
 
+    /// A small ext4 file system of its own, mounted.
+    pub fn small(dir: &Path, bytes: u64) -> Self {
+        std::fs::create_dir_all(dir).expect("directory is made");
+        let (image, mount) = (dir.join("small.img"), dir.join("small"));
+        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("image is made");
+        run("mkfs.ext4", &["-q", &image.to_string_lossy()]);
+        let small = Self::attach(&image, 0, &mount);
+        small.mount();
+        small
+    }
+
+    /// Takes all space that is left; removing the file that is given makes room again.
+    pub fn fill(&self) -> PathBuf {
+        let ballast = self.dir.join("ballast");
+        try_run("dd", &["if=/dev/zero", &format!("of={}", ballast.to_string_lossy()), "bs=64k"]);
+        ballast
+    }
+
     /// Mounts it.
     pub fn mount(&self) {
         run("mount", &[&self.device, &self.dir.to_string_lossy()]);

@@ -8,7 +8,6 @@
 //! files in its cache. `FARSHORE_OPENING_SEGMENTS` is the number of segments in a history, 8640 unless it says otherwise:
 //! one for each five minutes, of 512 records.
 
-mod counting;
 mod history;
 
 use std::path::Path;
@@ -18,10 +17,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use applier::recover::{History, LoadOptions};
-use counting::CountingStore;
 use format::keys::{Keys, VaultKey};
 use model::{Extent, Selector};
-use store::Store;
+use store::{CountingStore, Store};
 
 /// Most memory that an opening may take, whatever the disk's size.
 const RSS_KIB_MAX: u64 = 256 << 10;
@@ -82,7 +80,7 @@ async fn open(dir: &Path, at: &str) -> Result<()> {
     let first = disk.read(Extent::new(0, 4096)?).await?;
     let took = begun.elapsed();
     ensure!(first[..] == [history::FIRST; 4096], "the first block is not what was written");
-    let (gets, bytes) = counting.counted();
+    let (gets, bytes) = counting.take();
     println!("{gets} {bytes} {} {}", took.as_micros(), peak_kib()?);
     Ok(())
 }

@@ -1,30 +1,25 @@
 //! A stream made for tests: real epochs and segments in a store in memory, beside a model of what every position holds.
 
+mod locked;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use format::keys::{Keys, VaultKey};
 use format::object::{LogKind, ObjectId, Place};
 use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, assemble};
 use format::{Compressor, Level};
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use model::{
     DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, Position, Record,
     RecordBody, RecordDigester, Seq, Timestamp,
 };
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
-};
 use store::{EpochLog, Genesis, LogEnd, LogPosition, LogWriter, Store};
 
 use crate::recover::stream_log;
+pub(crate) use locked::LockedStore;
 
 /// Largest chunk the test writer makes; small, so that records have several pieces.
 const CHUNK_BYTES: u64 = 4096;
@@ -113,7 +108,12 @@ pub(crate) struct TestLog {
 
 /// A fresh vault in memory.
 pub(crate) async fn vault() -> (Store, Arc<Keys>) {
-    let store = Store::from_object_store(Arc::new(InMemory::new()));
+    vault_in(Arc::new(InMemory::new())).await
+}
+
+/// A fresh vault among these objects.
+pub(crate) async fn vault_in(objects: Arc<dyn ObjectStore>) -> (Store, Arc<Keys>) {
+    let store = Store::from_object_store(objects);
     let keys = Arc::new(Keys::new(&VaultKey::generate()));
     store::create_vault(&store, &keys).await.expect("vault");
     (store, keys)
@@ -403,140 +403,5 @@ impl TestLog {
             self.drain_end();
             self.commit().await;
         }
-    }
-}
-
-/// A store under object lock: nothing is put over what is there, and nothing is deleted until the lock is over.
-#[derive(Debug, Clone)]
-pub(crate) struct LockedStore {
-    inner: Arc<dyn ObjectStore>,
-    locked: Arc<AtomicBool>,
-    refused: Arc<AtomicU64>,
-}
-
-impl LockedStore {
-    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, locked: Arc::new(AtomicBool::new(true)), refused: Arc::default() }
-    }
-
-    /// From now on objects may be deleted. Gives how many deletions were refused until now.
-    pub fn unlock(&self) -> u64 {
-        // Relaxed: the test unlocks while nobody else works on the store.
-        self.locked.store(false, Ordering::Relaxed);
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    fn refusal(&self, path: &Path, doing: &str) -> object_store::Error {
-        // Relaxed: counts alone.
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let source = format!("{doing}: the object is locked").into();
-        object_store::Error::PermissionDenied { path: path.to_string(), source }
-    }
-}
-
-impl std::fmt::Display for LockedStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LockedStore({})", self.inner)
-    }
-}
-
-#[async_trait]
-impl ObjectStore for LockedStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        match options.mode {
-            object_store::PutMode::Create => self.inner.put_opts(at, payload, options).await,
-            _ => Err(self.refusal(at, "put")),
-        }
-    }
-
-    async fn put_multipart_opts(&self, at: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        Err(self.refusal(at, "put in parts"))
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(at, options).await
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        // Relaxed: as above.
-        if !self.locked.load(Ordering::Relaxed) {
-            return self.inner.delete_stream(paths);
-        }
-        let locked = self.clone();
-        paths.map(move |path| path.and_then(|path| Err(locked.refusal(&path, "delete")))).boxed()
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, _: &Path, to: &Path, _: CopyOptions) -> Result<()> {
-        Err(self.refusal(to, "copy"))
-    }
-}
-
-/// A store that counts what is read from it.
-#[derive(Debug, Clone)]
-pub(crate) struct CountingStore {
-    inner: Arc<dyn ObjectStore>,
-    reads: Arc<AtomicU64>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl CountingStore {
-    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, reads: Arc::default(), bytes: Arc::default() }
-    }
-
-    /// Reads and bytes since the last time this was asked.
-    pub fn take(&self) -> (u64, u64) {
-        // Relaxed: the test asks after what it counts is done.
-        (self.reads.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
-    }
-}
-
-impl std::fmt::Display for CountingStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CountingStore({})", self.inner)
-    }
-}
-
-#[async_trait]
-impl ObjectStore for CountingStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.inner.put_opts(at, payload, options).await
-    }
-
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        // Relaxed: counts alone.
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        let answer = self.inner.get_opts(at, options).await?;
-        // Relaxed: as above.
-        self.bytes.fetch_add(answer.range.end - answer.range.start, Ordering::Relaxed);
-        Ok(answer)
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
     }
 }

@@ -1,4 +1,4 @@
-//! The object store as Farshore uses it: create-only objects, the epoch log on top, and a store that misbehaves on demand.
+//! The object store as Farshore uses it: create-only objects, the epoch log on top, and stores for tests: one that misbehaves on demand, one that counts.
 //!
 //! Layout below the store's URL:
 //! ```text
@@ -10,6 +10,7 @@
 //! ```
 //! `<n>` and `<slot>` are 16 lower-case hex digits, so a LIST is in order; but no rule rests on LIST.
 
+mod counting;
 mod error;
 mod faults;
 mod local;
@@ -19,6 +20,7 @@ mod probe;
 mod url;
 mod vault;
 
+pub use counting::CountingStore;
 pub use error::StoreError;
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use log::{

@@ -9,12 +9,12 @@ use model::{DiskChange, Extent, MachineName, Selector, Seq};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
-use store::{LogRules, Store};
+use store::{CountingStore, LogRules, Store};
 
 use super::{Maps, map_path, map_place};
 use crate::manifest::{self, EPOCH_COMMITS};
 use crate::recover::{History, LoadOptions, PointReader, RecoverError, VerifyOptions, verify};
-use crate::testing::{Contents, CountingStore, TestLog, name, vault};
+use crate::testing::{Contents, TestLog, name, vault, vault_in};
 use crate::tests::{contents, follow};
 
 fn options(without_maps: bool) -> LoadOptions {
@@ -135,9 +135,7 @@ async fn opening_costs_no_more_than_the_logarithm_of_the_history() {
     const LEAF: usize = 4;
     let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let counting = CountingStore::new(inner.clone());
-    let store = Store::from_object_store(inner);
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(inner).await;
     let mut log = TestLog::begin(&store, &keys, "db", 5).await;
     // One disk alone, so that the model stays small.
     log.disk("data", 48 << 10, DiskChange::Removed);
@@ -180,9 +178,7 @@ async fn opening_costs_no_more_than_the_logarithm_of_the_history() {
 /// A disk of that size, its first block written, then scattered ones; all in maps but for a few segments at the end.
 async fn scattered(inner: Arc<dyn ObjectStore>, size: u64) -> TestLog {
     const LEAF: usize = 4;
-    let store = Store::from_object_store(inner);
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(inner).await;
     let mut log = TestLog::new(store, keys, "db", 6).await;
     log.model.blind = true;
     log.disk("root", size, DiskChange::Added);
@@ -230,9 +226,7 @@ async fn opening_costs_the_same_for_any_size_of_disk_and_any_age_of_point() {
 async fn an_old_position_needs_nothing_of_the_tail_but_its_drains() {
     for processed in [false, true] {
         let inner = Arc::new(InMemory::new());
-        let store = Store::from_object_store(inner.clone());
-        let (_, keys) = vault().await;
-        store::create_vault(&store, &keys).await.expect("vault");
+        let (store, keys) = vault_in(inner.clone()).await;
         let mut log = TestLog::begin(&store, &keys, "db", 7).await;
         for _ in 0..11 {
             (0..4).for_each(|_| _ = log.random());
@@ -288,9 +282,7 @@ async fn a_manifest_is_an_opening_and_few_commits_however_many_there_were() {
 
 async fn mapped() -> (Arc<InMemory>, TestLog) {
     let inner = Arc::new(InMemory::new());
-    let store = Store::from_object_store(inner.clone());
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(inner.clone()).await;
     let mut log = TestLog::begin(&store, &keys, "db", 3).await;
     life(&mut log, 20).await;
     follow(&log, 1).await;

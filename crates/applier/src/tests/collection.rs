@@ -25,7 +25,7 @@ use crate::manifest::{self, ManifestOwner};
 use crate::recover::{RecoverError, VerifyOptions, VerifyReport, stream_log, verify};
 use crate::segments;
 use crate::stream::{Found, StreamReader};
-use crate::testing::{Rng, TestLog, vault};
+use crate::testing::{Rng, TestLog, vault, vault_in};
 
 /// Random lives, well under a second; `FARSHORE_COLLECTION_SEEDS` asks for more.
 const SEEDS: u64 = 40;
@@ -486,9 +486,7 @@ async fn an_owner_that_renews_its_epoch_notices_who_came_in_between() {
 async fn renew_and_be_overtaken(seed: u64) {
     let objects = Arc::new(InMemory::new());
     let faults = Faults::new(seed);
-    let store = Store::from_object_store(objects.clone());
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(objects.clone()).await;
     let mut log = TestLog::begin(&store, &keys, "db", 4).await;
     let slow = Store::from_object_store(Arc::new(FaultStore::new(objects, faults.clone())));
     let mut first = ManifestOwner::attach(&slow, &keys, &log.machine, LogRules::ALL).await.expect("attached");

@@ -13,12 +13,11 @@ use std::time::Duration;
 use model::{DiskChange, EventKind, Selector, Seq, Severity, Timestamp};
 use object_store::memory::InMemory;
 use proptest::prelude::*;
-use store::Store;
-use tokio::time::Instant;
+use store::{Fault, FaultRule, FaultStore, Faults, Store};
 
-use super::{contents, load, open};
+use super::{contents, load, open, wait_for};
 use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
-use crate::testing::{LockedStore, TestLog, name, vault};
+use crate::testing::{LockedStore, TestLog, name, vault, vault_in};
 use crate::{Applier, ApplierConfig, Clock, preview_collection};
 
 /// A clock that stands where the test puts it.
@@ -38,17 +37,13 @@ const RETENTION: &str = "40s:all, 4m:30s";
 
 fn settings() -> ApplierConfig {
     ApplierConfig {
-        data_dir: Path::new("unused").to_owned(),
         crash_every: Duration::from_secs(5),
         journal_window: Duration::from_secs(WINDOW_SECONDS),
         retention: RETENTION.parse().expect("a retention"),
-        poll: Duration::from_millis(1),
-        replicas: Default::default(),
-        replica_lag: Duration::MAX,
-        map_segments: 2,
         tidy_every: Duration::from_micros(50),
         gc: true,
         state_digests: true,
+        ..super::settings()
     }
 }
 
@@ -66,19 +61,18 @@ async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
 async fn tidy(log: &TestLog) {
     let applier = start(log).await;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let (mut before, mut same) = (Vec::new(), 0);
+    let (mut before, mut same) = (None, 0);
     // Nothing moves any more when several looks in a row find the same objects.
-    while same < 5 {
-        assert!(Instant::now() < deadline, "the applier comes to rest: {:?}", applier.status());
-        tokio::time::sleep(Duration::from_millis(4)).await;
+    wait_for("rest", async || {
         let status = applier.status().machines.remove(0);
         assert!(status.last_error.is_none(), "{status:?}");
-        let now = (log.store.list("machine").await.expect("listed"), status.horizon_seq);
-        let settled = status.processed_seq == log.last() && before.last() == Some(&now);
+        let now = Some((log.store.list("machine").await.expect("listed"), status.horizon_seq));
+        let settled = status.processed_seq == log.last() && before == now;
         same = if settled { same + 1 } else { 0 };
-        before = vec![now];
-    }
+        before = now;
+        same == 5
+    })
+    .await;
     applier.stop().await;
     let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
     let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
@@ -358,9 +352,7 @@ async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_co
 #[tokio::test]
 async fn a_store_under_object_lock_loses_nothing_and_is_collected_when_the_lock_is_over() {
     let locked = LockedStore::new(Arc::new(InMemory::new()));
-    let store = Store::from_object_store(Arc::new(locked.clone()));
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(Arc::new(locked.clone())).await;
     let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 8).await, Put::new());
     let mut stored = 0;
     for step in [long(), long(), long()].concat() {
@@ -369,15 +361,12 @@ async fn a_store_under_object_lock_loses_nothing_and_is_collected_when_the_lock_
     }
     // It goes on, moves its horizon, says why nothing is deleted, and every promise holds.
     let applier = start(&log).await;
-    let deadline = Instant::now() + Duration::from_secs(60);
     let told = |applier: &Applier| {
         let events = applier.events(&log.machine);
         events.iter().any(|event| event.kind == EventKind::Collection && event.message.contains("object is locked"))
     };
-    while !told(&applier) || applier.status().machines[0].horizon_seq == Seq::ZERO {
-        assert!(Instant::now() < deadline, "{:?}", applier.events(&log.machine));
-        tokio::time::sleep(Duration::from_millis(4)).await;
-    }
+    let moved = || applier.status().machines[0].horizon_seq > Seq::ZERO;
+    wait_for("a horizon, and what stands in the way", async || told(&applier) && moved()).await;
     applier.stop().await;
     let segments = async || log.store.list("machine/db/stream/seg").await.expect("listed").len();
     assert!(segments().await > stored, "with the first, and an opening of each epoch");
@@ -395,11 +384,7 @@ async fn replicate(log: &TestLog, data_dir: &Path) -> Arc<Applier> {
     let replicas = [(log.machine.clone(), crate::ReplicaConfig::default())].into();
     let settings = ApplierConfig { data_dir: data_dir.to_owned(), replicas, ..settings() };
     let applier = start_with(settings, log).await;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while applier.processed(&log.machine) != Some(log.last_valid()) {
-        assert!(Instant::now() < deadline, "the replica gets there: {:?}", applier.status());
-        tokio::time::sleep(Duration::from_millis(4)).await;
-    }
+    wait_for("the replica", async || applier.processed(&log.machine) == Some(log.last_valid())).await;
     applier.stop().await;
     super::process::assert_replica(log, data_dir, log.last_valid());
     applier
@@ -434,11 +419,7 @@ async fn a_window_that_is_made_longer_brings_nothing_back_and_is_no_trouble() {
         let (data_dir, replicas) = (data_dir.path().to_owned(), replicas.clone());
         let settings = ApplierConfig { journal_window: window, data_dir, replicas, ..settings() };
         let applier = start_with(settings, &log).await;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while applier.processed(&log.machine) != Some(log.last_valid()) {
-            assert!(Instant::now() < deadline, "{:?}", applier.status());
-            tokio::time::sleep(Duration::from_millis(4)).await;
-        }
+        wait_for("the replica", async || applier.processed(&log.machine) == Some(log.last_valid())).await;
         applier.stop().await;
         let troubles: Vec<_> =
             applier.events(&log.machine).into_iter().filter(|event| event.severity > Severity::Info).collect();
@@ -460,15 +441,41 @@ async fn more_points_than_get_their_maps_at_once_all_get_them() {
     }
     let settings = ApplierConfig { retention: "1y:all".parse().expect("a retention"), ..settings() };
     let applier = start_with(settings, &log).await;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while applier.status().machines[0].horizon_seq == Seq::ZERO {
-        assert!(Instant::now() < deadline, "{:?}", applier.status());
-        tokio::time::sleep(Duration::from_millis(4)).await;
-    }
+    wait_for("a horizon", async || applier.status().machines[0].horizon_seq > Seq::ZERO).await;
     applier.stop().await;
     let history = load(&log).await;
     let before = history.recorded_points().iter().filter(|point| point.position.seq <= history.horizon_seq()).count();
     assert!(before > 130, "{before} points before the horizon");
     everything_is_right(&log).await;
     verified(&log).await;
+}
+
+#[tokio::test]
+async fn a_history_that_the_horizon_overtakes_while_it_is_loaded_is_loaded_again() {
+    // The seed decides whether the read that hangs takes place before the wait or behind it.
+    for seed in 0..8 {
+        let objects = Arc::new(InMemory::new());
+        let faults = Faults::new(seed);
+        let (store, keys) = vault_in(objects.clone()).await;
+        let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 8).await, Put::new());
+        let applier = start_with(ApplierConfig { gc: false, ..settings() }, &log).await;
+        wait_for("the first segment", async || applier.status().machines[0].processed_seq == log.last()).await;
+        applier.stop().await;
+        // The manifest is read, and the walk behind its last segment begins.
+        faults.add(FaultRule::new(Fault::HangUntilReleased, 1.0).below("machine/db/stream/seg").at_most(1));
+        let slow = Store::from_object_store(Arc::new(FaultStore::new(objects, faults.clone())));
+        let options = LoadOptions { settle: Duration::ZERO, ..LoadOptions::default() };
+        let loading = tokio::spawn(async move { History::load(&slow, keys, &name("db"), options).await });
+        wait_for("the walk", async || !faults.struck().is_empty()).await;
+        for step in [long(), long()].concat() {
+            take(&step, &mut log, &mut put).await;
+        }
+        tidy(&log).await;
+        faults.release();
+        let history = loading.await.expect("no panic").unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(history.head().position.seq, log.last());
+        assert!(history.horizon_seq() > Seq(100), "seed {seed}: it has overtaken");
+        let last = open(&history, log.last_valid()).await;
+        assert!(contents(&last).await == log.model.at[log.last_valid().0 as usize]);
+    }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Extent, Selector, Seq};
+use tokio::time::Instant;
 
 use crate::recover::{History, LoadOptions, PointReader};
 use crate::testing::{Contents, TestLog};
@@ -31,32 +32,38 @@ async fn open(history: &History, seq: Seq) -> PointReader {
     history.open(&at).await.expect("opened")
 }
 
+/// An applier that keeps every point, deletes nothing and has no replica: tests say what they want otherwise.
+pub(crate) fn settings() -> ApplierConfig {
+    ApplierConfig {
+        data_dir: "unused".into(),
+        crash_every: Duration::from_secs(60),
+        journal_window: Duration::ZERO,
+        retention: "1y:all".parse().expect("a retention"),
+        poll: Duration::from_millis(1),
+        replicas: Default::default(),
+        replica_lag: Duration::MAX,
+        map_segments: 2,
+        tidy_every: Duration::from_secs(60),
+        gc: false,
+        state_digests: false,
+    }
+}
+
+/// Polls until it holds; a test that waits in vain fails by name.
+async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+}
+
 /// Runs an applier that keeps no replica until it has taken everything in and named it.
 pub(crate) async fn follow(log: &TestLog, map_segments: usize) {
-    let poll = Duration::from_millis(1);
-    let (data_dir, crash_every) = ("unused".into(), Duration::from_secs(60));
-    let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replicas, replica_lag, gc, state_digests) = (Default::default(), Duration::MAX, false, false);
-    let settings = ApplierConfig {
-        data_dir,
-        crash_every,
-        journal_window,
-        retention,
-        poll,
-        replicas,
-        replica_lag,
-        map_segments,
-        tidy_every: Duration::from_secs(60),
-        gc,
-        state_digests,
-    };
+    let settings = ApplierConfig { map_segments, ..settings() };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await.expect("started");
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while applier.status().machines[0].processed_seq != log.last() {
-        assert!(std::time::Instant::now() < deadline, "the applier takes everything in: {:?}", applier.status());
-        tokio::time::sleep(poll).await;
-    }
+    wait_for("the applier", async || applier.status().machines[0].processed_seq == log.last()).await;
     applier.stop().await;
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use format::manifest::PointKind;
 use format::object::LogKind;
@@ -15,7 +15,7 @@ use store::LogRules;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{contents, follow, load, open};
+use super::{contents, follow, load, open, wait_for};
 use crate::applier::SegmentRun;
 use crate::maps::{Maps, segments_behind};
 use crate::recover::{History, LoadOptions, RecoverError, Validity, VerifyOptions, processed, verify};
@@ -34,24 +34,9 @@ impl Clock for TestClock {
 }
 
 pub(super) fn config(data_dir: &Path) -> ApplierConfig {
-    let poll = Duration::from_millis(10);
-    let (crash_every, data_dir) = (Duration::from_secs(60), data_dir.to_owned());
-    let (journal_window, retention) = (Duration::ZERO, "1y:all".parse().expect("a retention"));
-    let (replica_lag, map_segments, gc, state_digests) = (Duration::MAX, 2, false, true);
     let replicas = ["db", "db-2"].map(|name| (name.parse().expect("valid"), ReplicaConfig::default())).into();
-    ApplierConfig {
-        data_dir,
-        crash_every,
-        journal_window,
-        retention,
-        poll,
-        replicas,
-        replica_lag,
-        map_segments,
-        tidy_every: Duration::from_secs(60),
-        gc,
-        state_digests,
-    }
+    let poll = Duration::from_millis(10);
+    ApplierConfig { data_dir: data_dir.to_owned(), poll, replicas, state_digests: true, ..super::settings() }
 }
 
 async fn start(log: &TestLog, data_dir: &Path, clock: &Arc<TestClock>) -> Arc<Applier> {
@@ -62,14 +47,6 @@ pub(super) async fn start_with(config: ApplierConfig, log: &TestLog, clock: &Arc
     let machines = vec![log.machine.clone()];
     let clock: Arc<dyn Clock> = clock.clone();
     Applier::start(config, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
-}
-
-pub(super) async fn wait_for(what: &str, mut is: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is().await {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Raw files.

@@ -14,16 +14,16 @@ use model::{DiskChange, DiskName, Extent, Seq};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use probe::Rules;
-use store::{LogRules, Store};
+use store::{CountingStore, LogRules, Store};
 use tokio_util::sync::CancellationToken;
 
-use super::process::{TestClock, config, die_at_failpoint, start_with, wait_for};
-use super::{follow, load};
+use super::process::{TestClock, config, die_at_failpoint, start_with};
+use super::{follow, load, wait_for};
 use crate::applier::{Committed, SegmentRun};
 use crate::maps::{Maps, segments_behind};
 use crate::recover::processed;
 use crate::replica::Replica;
-use crate::testing::{CountingStore, Rng, TestLog, name, vault};
+use crate::testing::{Rng, TestLog, name, vault, vault_in};
 use crate::{ApplierConfig, ReplicaConfig, manifest};
 
 fn kept_as(format: ImageFormat) -> ReplicaConfig {
@@ -203,9 +203,7 @@ async fn cost(size: u64, segments: usize) -> Cost {
     const LEAF: usize = 4;
     let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let counting = CountingStore::new(inner.clone());
-    let store = Store::from_object_store(inner);
-    let (_, keys) = vault().await;
-    store::create_vault(&store, &keys).await.expect("vault");
+    let (store, keys) = vault_in(inner).await;
     let mut log = TestLog::begin(&store, &keys, "db", 5).await;
     log.disk("data", 48 << 10, DiskChange::Removed);
     log.disk("root", size, DiskChange::Resized);

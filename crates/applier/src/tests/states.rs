@@ -31,36 +31,22 @@ async fn stated(log: &TestLog) -> Manifest {
 
 /// Runs an applier until every point has its states.
 async fn reckoned(log: &TestLog) -> Manifest {
-    let poll = Duration::from_millis(5);
-    let settings = ApplierConfig {
-        data_dir: "unused".into(),
-        // Times in the log are a second apart.
-        crash_every: Duration::from_secs(4),
-        journal_window: Duration::ZERO,
-        retention: "1y:all".parse().expect("a retention"),
-        poll,
-        replicas: Default::default(),
-        replica_lag: Duration::MAX,
-        tidy_every: Duration::from_secs(60),
-        map_segments: 2,
-        gc: false,
-        state_digests: true,
-    };
+    // Times in the log are a second apart.
+    let crash_every = Duration::from_secs(4);
+    let settings = ApplierConfig { crash_every, state_digests: true, ..super::settings() };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     let applier = Applier::start(settings, store, keys, machines, Arc::new(Later)).await.expect("started");
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    loop {
-        let all = stated(log).await;
+    let mut all = Manifest::default();
+    super::wait_for("all states", async || {
+        all = stated(log).await;
         let whole = applier.status().machines[0].processed_seq == log.last() && !all.points.is_empty();
         // What a drain took back is no point any more.
         let valid = |point: &&Point| log.model.valid[point.position.seq.0 as usize];
-        if whole && all.points.iter().filter(valid).all(|point| !point.states.is_empty()) {
-            applier.stop().await;
-            return all;
-        }
-        assert!(std::time::Instant::now() < deadline, "all are reckoned: {:?}", applier.status());
-        tokio::time::sleep(poll).await;
-    }
+        whole && all.points.iter().filter(valid).all(|point| !point.states.is_empty())
+    })
+    .await;
+    applier.stop().await;
+    all
 }
 
 /// What the model holds, reckoned from nothing.

@@ -78,17 +78,12 @@ fn ticks(times: &[u64]) -> Vec<u64> {
 
 async fn applier(log: &TestLog, retention: &str, clock: &Arc<VirtualClock>) -> Arc<Applier> {
     let settings = ApplierConfig {
-        data_dir: "unused".into(),
-        crash_every: Duration::from_secs(60),
         journal_window: Duration::from_secs(24 * 3600),
         retention: retention.parse().expect("a retention"),
         poll: Duration::from_secs(10),
-        replicas: Default::default(),
-        replica_lag: Duration::MAX,
         map_segments: 64,
-        tidy_every: Duration::from_secs(60),
         gc: true,
-        state_digests: false,
+        ..super::settings()
     };
     let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
     Applier::start(settings, store, keys, machines, clock.clone()).await.expect("started")

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use model::MachineName;
 use object_store::ObjectStoreExt as _;
-use store::Store;
+use store::{CountingStore, Store};
 
 use super::share::{Draw, Plan};
 use super::{Coverage, Share, StateFile, VerifyOptions, VerifyReport, Witness, verify};
 use crate::recover::{Progress, RecoverError};
-use crate::testing::{CountingStore, TestLog, vault};
+use crate::testing::{TestLog, vault};
 use crate::tests::follow;
 
 /// A log of 31 segments with data, and maps of all but a few of them; the segments' paths.

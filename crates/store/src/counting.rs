@@ -1,4 +1,4 @@
-//! A store that counts what is read from it.
+//! A store that counts what is read from it, for tests and benches that hold a bound on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use object_store::{
     PutOptions, PutPayload, PutResult, Result,
 };
 
-/// Passes everything on.
+/// Passes everything on to the store below.
 #[derive(Debug, Clone)]
 pub struct CountingStore {
     inner: Arc<dyn ObjectStore>,
@@ -25,10 +25,10 @@ impl CountingStore {
         Self { inner, gets: Arc::default(), bytes: Arc::default() }
     }
 
-    /// GETs (and HEADs) and the bytes they gave.
-    pub fn counted(&self) -> (u64, u64) {
+    /// GETs (and HEADs), and the bytes they gave, since this was asked last.
+    pub fn take(&self) -> (u64, u64) {
         // Relaxed: asked after what it counts is done.
-        (self.gets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (self.gets.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
     }
 }
 
