@@ -90,6 +90,21 @@ impl Collection {
             }
         }
     }
+
+    async fn pass(
+        &mut self,
+        owner: &ManifestOwner,
+        stream: &EpochLog,
+        maps: &Arc<Maps>,
+        rules: Rules,
+    ) -> Result<Collected, PassError> {
+        let needed = self.marked.needed(owner, maps, rules).await?;
+        let plan = owner.writer().plan_collection(stream, needed).await?;
+        for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
+            tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
+        }
+        Ok(owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?)
+    }
 }
 
 /// What the applier of a machine would delete now with `gc` on, found without owning anything. Positions that the journal window
@@ -117,23 +132,6 @@ enum PassError {
     /// A map that says what is needed cannot be read.
     #[error(transparent)]
     Mark(#[from] RecoverError),
-}
-
-impl Collection {
-    async fn pass(
-        &mut self,
-        owner: &ManifestOwner,
-        stream: &EpochLog,
-        maps: &Arc<Maps>,
-        rules: Rules,
-    ) -> Result<Collected, PassError> {
-        let needed = self.marked.needed(owner, maps, rules).await?;
-        let plan = owner.writer().plan_collection(stream, needed).await?;
-        for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
-            tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
-        }
-        Ok(owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?)
-    }
 }
 
 /// What was marked last. Every run of every map up to the horizon is read for it, so it is done anew only when there is something

@@ -7,7 +7,7 @@ use format::map::MapTooLarge;
 use model::{DiskName, MachineName, Seq};
 use store::{CollectError, StoreError};
 
-use crate::recover::RecoverError;
+use crate::recover::{ErrorKind, RecoverError};
 
 /// The applier could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -134,12 +134,17 @@ impl ApplierError {
         matches!(self, ApplierError::Store(StoreError::Fenced { .. }))
     }
 
+    /// Whether something in the store is lost or not what it must be: trying again does not mend that.
+    pub fn is_damage(&self) -> bool {
+        self.exit_code() == ErrorKind::Damage.exit_code()
+    }
+
     /// 3 when damage was found, 2 for wrong usage or configuration, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
-            ApplierError::Diverged { .. } | ApplierError::Collect(_) => 3,
+            ApplierError::Diverged { .. } | ApplierError::Collect(_) => ErrorKind::Damage.exit_code(),
             _ => 1,
         }
     }

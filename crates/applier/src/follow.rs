@@ -49,9 +49,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Wait after damage: it does not mend itself, and each try leaves an epoch behind.
 const DAMAGE_WAIT: Duration = Duration::from_secs(600);
 
-/// Exit code of errors that are damage.
-pub(crate) const DAMAGE_CODE: u8 = 3;
-
 /// Wait before the manifest log is taken back from another applier.
 const FENCED_WAIT: Duration = Duration::from_secs(30);
 
@@ -69,10 +66,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         if progressed {
             retry = RETRY_MIN;
         }
-        let wait = match error.exit_code() {
-            _ if error.fenced() => FENCED_WAIT,
-            DAMAGE_CODE => DAMAGE_WAIT,
-            _ => retry,
+        let wait = if error.fenced() {
+            FENCED_WAIT
+        } else if error.is_damage() {
+            DAMAGE_WAIT
+        } else {
+            retry
         };
         retry = (retry * 2).min(RETRY_MAX);
         if !shared.pause(wait).await {

@@ -17,7 +17,6 @@ use store::{EpochLog, LogEntry, ReadMode};
 use tokio::time::Instant;
 
 use crate::applier::Shared;
-use crate::follow::DAMAGE_CODE;
 use crate::maps::{Leaf, Mapping, Maps, Stretch, nodes_before_epoch, stretch_of_seq, stretch_of_time};
 use crate::points::incarnation_after;
 use crate::recover::RecoverError;
@@ -56,7 +55,7 @@ impl Moving {
                 self.trouble = None;
                 return Ok(Some(done));
             }
-            Err(error) if error.fenced() || error.exit_code() != DAMAGE_CODE => return Err(error),
+            Err(error) if error.fenced() || !error.is_damage() => return Err(error),
             Err(error) => error,
         };
         let text = format!("the horizon stays where it is, and store usage grows: {}", describe(&error));

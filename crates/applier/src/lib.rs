@@ -16,6 +16,7 @@ mod applier;
 mod clock;
 mod collect;
 mod error;
+mod files;
 mod follow;
 mod horizon;
 mod manifest;

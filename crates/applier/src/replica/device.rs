@@ -13,8 +13,8 @@ use disk::{Disk, RawDisk};
 use model::{DiskName, Extent};
 use tokio_util::sync::CancellationToken;
 
-use super::state::sync_directory;
 use crate::ApplierError;
+use crate::files::sync_directory;
 
 /// Bytes looked at together when a device must be blank.
 const LOOK_BYTES: u64 = 8 << 20;

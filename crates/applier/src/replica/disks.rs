@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::ReplicaConfig;
 use super::device;
-use super::state::{DiskPlace, ReplicaDisk, sync_directory};
+use super::state::{DiskPlace, ReplicaDisk};
 use super::target::{Target, resize_image, resize_raw};
 use crate::ApplierError;
+use crate::files::sync_directory;
 use crate::recover::{Frames, Source, read_run};
 
 /// Bytes of one write.

@@ -14,9 +14,6 @@ use crate::maps::{Maps, segments_behind, stretch_of_seq};
 /// Wait after the first failure; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
 
-/// The exit code of errors that speak of damage.
-const DAMAGE: u8 = 3;
-
 /// Longest wait between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -98,7 +95,7 @@ impl Keeper {
         if let Some(nodes) = replica.rebuild_nodes(&committed, late || before).filter(|_| before || !self.maps_damaged)
         {
             let rebuilt = rebuild(shared, replica, nodes).await;
-            self.maps_damaged = rebuilt.as_ref().is_err_and(|error| error.exit_code() == DAMAGE);
+            self.maps_damaged = rebuilt.as_ref().is_err_and(ApplierError::is_damage);
             return rebuilt.map(|()| true);
         }
         if before {

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use model::{DiskId, DiskName, MachineName, Position, RecordDigest, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::files::sync_directory;
+
 const MAGIC: &[u8; 8] = b"FSREPLST";
 const VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 16;
@@ -158,11 +160,6 @@ pub(super) fn forget(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => sync_directory(directory),
     }
-}
-
-/// Makes names made and removed in a directory durable.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// Removes everything of a machine's replica: its state first, so that a crash leaves no state without its disks.

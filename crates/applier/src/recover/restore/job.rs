@@ -9,7 +9,8 @@ use disk::{Image, ImageFormat};
 use model::Extent;
 
 use super::journal::{Journal, Sums};
-use super::{PIECE_BYTES, blocking, file, piece, target};
+use super::{PIECE_BYTES, piece, target};
+use crate::files::{blocking, failed, sync_directory};
 use crate::recover::{PointDisk, RecoverError};
 
 /// What of a disk is to be written.
@@ -91,7 +92,7 @@ impl Job {
                 }
                 Ok(_) => return Err(target::unknown_image(to)),
                 Err(error) if named || !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
-                    return Err(file("open", found)(error));
+                    return Err(failed("open", found)(error));
                 }
                 Err(error) => {
                     tracing::warn!(image = %partial.display(), %error, "not what the journal speaks of: begun anew");
@@ -117,7 +118,7 @@ impl Job {
 
     /// Completes the image, durably, under the name it has.
     pub async fn finish(&self) -> Result<(), RecoverError> {
-        self.image.finish().await.map_err(file("complete", self.image.path()))?;
+        self.image.finish().await.map_err(failed("complete", self.image.path()))?;
         probe::failpoint!("restore-image-complete");
         Ok(())
     }
@@ -126,18 +127,19 @@ impl Job {
     pub async fn publish(&self, to: &Path) -> Result<(), RecoverError> {
         let (partial, path, directory) = (self.image.path().to_owned(), self.path.clone(), to.to_owned());
         let renamed = blocking(move || std::fs::rename(partial, path)).await;
-        renamed.map_err(file("rename", self.image.path()))?;
+        renamed.map_err(failed("rename", self.image.path()))?;
         probe::failpoint!("restore-image-renamed");
-        blocking(move || target::sync_directory(&directory)).await.map_err(file("sync", to))
+        blocking(move || sync_directory(&directory)).await.map_err(failed("sync", to))
     }
 }
 
 async fn create(partial: &Path, format: ImageFormat, plan: &Plan) -> Result<Image, RecoverError> {
     match tokio::fs::remove_file(partial).await {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(file("remove", partial)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove", partial)(error)),
         _ => {}
     }
-    let image = Image::create(partial, format, plan.disk.size(), &plan.data).await.map_err(file("create", partial))?;
+    let image =
+        Image::create(partial, format, plan.disk.size(), &plan.data).await.map_err(failed("create", partial))?;
     probe::failpoint!("restore-image-created");
     Ok(image)
 }

@@ -22,8 +22,7 @@ use model::{DiskName, MachineName, Position, RecordDigest};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::target::sync_directory;
-use super::{blocking, file};
+use crate::files::{blocking, directory_of, failed, sync_directory};
 use crate::recover::RecoverError;
 
 /// The journal's name in the directory of its images.
@@ -148,7 +147,7 @@ impl Opened {
                 let why = "is being written by another restore: wait for it, or give another directory";
                 RecoverError::Target { path: path.parent().unwrap_or(&path).to_owned(), why }
             }
-            _ => file("open", &path)(error),
+            _ => failed("open", &path)(error),
         })
     }
 
@@ -160,7 +159,7 @@ impl Opened {
     /// Goes on with it where it has this very goal, or begins it anew, and says so.
     pub async fn into_journal(self, goal: Goal) -> Result<Journal, RecoverError> {
         let (path, wanted) = (self.path.clone(), goal.clone());
-        let tail = blocking(move || self.into_tail(&wanted)).await.map_err(file("begin", &path))?;
+        let tail = blocking(move || self.into_tail(&wanted)).await.map_err(failed("begin", &path))?;
         Ok(Journal { goal, path, tail: Arc::new(Mutex::new(tail)) })
     }
 
@@ -223,16 +222,16 @@ impl Journal {
 
     async fn append(&self, news: News) -> Result<(), RecoverError> {
         let tail = self.tail.clone();
-        blocking(move || lock(&tail).append(news)).await.map_err(file("write", &self.path))
+        blocking(move || lock(&tail).append(news)).await.map_err(failed("write", &self.path))
     }
 
     /// All images have their names: takes the journal away, durably.
     pub async fn remove(&self, to: &Path) -> Result<(), RecoverError> {
         let (path, directory) = (self.path.clone(), to.to_owned());
         let removed = blocking(move || std::fs::remove_file(path)).await;
-        removed.map_err(file("remove", &self.path))?;
+        removed.map_err(failed("remove", &self.path))?;
         probe::failpoint!("restore-state-removed");
-        blocking(move || sync_directory(&directory)).await.map_err(file("sync", to))
+        blocking(move || sync_directory(&directory)).await.map_err(failed("sync", to))
     }
 }
 
@@ -248,7 +247,7 @@ impl Tail {
         file.set_len(0)?;
         file.write_all_at(&[&start[..], &block].concat(), 0)?;
         file.sync_all()?;
-        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        sync_directory(directory_of(path))?;
         probe::failpoint_now!("restore-state-created");
         let len = (START_BYTES + block.len()) as u64;
         Ok(Self { file, len, sum, durable: vec![Sums::new(); goal.disks.len()], failed: false })

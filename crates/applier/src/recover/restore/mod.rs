@@ -186,16 +186,3 @@ fn piece(number: u64, size: u64) -> Extent {
     let offset = number * PIECE_BYTES;
     Extent::new(offset, PIECE_BYTES.min(size - offset)).expect("a piece begins before the end of its disk")
 }
-
-fn file(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecoverError + use<> {
-    let path = path.to_owned();
-    move |source| RecoverError::File { operation, path, source }
-}
-
-/// Runs file work on the blocking pool.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(join) => Err(std::io::Error::other(format!("file operation did not run to its end: {join}"))),
-    }
-}

@@ -9,13 +9,14 @@ use futures::StreamExt;
 
 use super::job::Job;
 use super::journal::{Journal, Sum};
-use super::{Meter, PIECE_BYTES, PIECES_INFLIGHT, file};
+use super::{Meter, PIECE_BYTES, PIECES_INFLIGHT};
+use crate::files::failed;
 use crate::recover::RecoverError;
 
 /// Reads back all images. Errors: `Altered` names the first part found that is not as it was written.
 pub(super) async fn all(jobs: &[Arc<Job>], journal: &Journal, meter: Meter) -> Result<(), RecoverError> {
     for job in jobs {
-        let frame = job.image.altered_frame().await.map_err(file("read back", job.image.path()))?;
+        let frame = job.image.altered_frame().await.map_err(failed("read back", job.image.path()))?;
         if let Some(offset) = frame {
             return Err(RecoverError::Altered { path: job.image.path().to_owned(), of: "file", offset });
         }
@@ -33,7 +34,7 @@ async fn disk(job: &Arc<Job>, journal: &Journal, meter: &Meter) -> Result<(), Re
             async move {
                 let same = tokio::spawn(async move { is_as_written(&job, number, sum).await }).await;
                 let same = same.unwrap_or_else(|join| Err(std::io::Error::other(join)));
-                (number, same.map_err(file("read back", &path)))
+                (number, same.map_err(failed("read back", &path)))
             }
         })
         .buffered(PIECES_INFLIGHT);

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::job::{Plan, partial};
 use super::journal::{Goal, Journal, Opened, STATE};
-use super::{blocking, file};
+use crate::files::{blocking, directory_of, failed, sync_directory};
 use crate::recover::RecoverError;
 
 /// Room an image needs beside its data: headers and mapping tables.
@@ -21,7 +20,7 @@ const IMAGE_OVERHEAD_PART: u64 = 4096;
 /// nothing was changed then, but that the directory may have been made.
 pub(super) async fn prepare(to: &Path, goal: Goal, plans: &[Plan]) -> Result<Journal, RecoverError> {
     let directory = to.to_owned();
-    let found = blocking(move || list(&directory)).await.map_err(file("list", to))?;
+    let found = blocking(move || list(&directory)).await.map_err(failed("list", to))?;
     let refused = |why| Err(RecoverError::Target { path: to.to_owned(), why });
     if !found.is_empty() && !found.contains(OsStr::new(STATE)) {
         return refused(
@@ -62,14 +61,9 @@ pub(super) fn image_path(to: &Path, goal: &Goal, number: usize) -> PathBuf {
 fn list(to: &Path) -> std::io::Result<BTreeSet<OsString>> {
     if !to.exists() {
         std::fs::create_dir_all(to)?;
-        sync_directory(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        sync_directory(directory_of(to))?;
     }
     std::fs::read_dir(to)?.map(|entry| Ok(entry?.file_name())).collect()
-}
-
-/// Makes names made and removed in a directory durable.
-pub(super) fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// What earlier lives took counts as free: it is written to again, or need not be written.
@@ -78,7 +72,7 @@ fn check_room(to: &Path, plans: &[Plan], images: &[PathBuf]) -> Result<(), Recov
     let files = images.iter().flat_map(|image| [image.clone(), partial(image)]);
     let taken: u64 = files.filter_map(|path| path.metadata().ok()).map(|found| found.blocks() * 512).sum();
     let need = need.saturating_sub(taken);
-    let stat = rustix::fs::statvfs(to).map_err(|e| file("measure", to)(e.into()))?;
+    let stat = rustix::fs::statvfs(to).map_err(|e| failed("measure", to)(e.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     match free < need {
         true => Err(RecoverError::TargetTooSmall { path: to.to_owned(), need, free }),

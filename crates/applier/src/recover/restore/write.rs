@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::job::Job;
 use super::journal::{Journal, Written};
-use super::{Meter, PIECES_INFLIGHT, file};
+use super::{Meter, PIECES_INFLIGHT};
+use crate::files::failed;
 use crate::recover::RecoverError;
 
 /// Writes every piece that is not durable yet. Afterwards all are, and the journal says so.
@@ -36,7 +37,7 @@ async fn copy(missing: Vec<(u64, Arc<Job>)>, done: UnboundedSender<Written>, met
             let bytes = job.plan.pieces[&piece];
             let path = job.image.path().to_owned();
             let copied = tokio::spawn(async move { copy_piece(&job, piece).await }).await;
-            copied.unwrap_or_else(|join| Err(file("write", &path)(std::io::Error::other(join)))).map(|w| (w, bytes))
+            copied.unwrap_or_else(|join| Err(failed("write", &path)(std::io::Error::other(join)))).map(|w| (w, bytes))
         })
         .buffer_unordered(PIECES_INFLIGHT);
     let (mut pieces, mut failed) = (std::pin::pin!(pieces), None);
@@ -66,7 +67,7 @@ async fn copy_piece(job: &Job, number: u64) -> Result<Written, RecoverError> {
     for part in job.plan.data_in(piece) {
         let start = (part.offset() - piece.offset()) as usize;
         let data = bytes.slice(start..start + part.len() as usize);
-        job.image.write(part.offset(), data).await.map_err(file("write", job.image.path()))?;
+        job.image.write(part.offset(), data).await.map_err(failed("write", job.image.path()))?;
     }
     Ok(Written { disk: job.number, piece: number, sum })
 }
@@ -80,7 +81,7 @@ async fn keep(
     let mut batch = Vec::new();
     while written.recv_many(&mut batch, PIECES_INFLIGHT * jobs.len()).await > 0 {
         for job in jobs.iter().filter(|job| batch.iter().any(|piece| piece.disk == job.number)) {
-            job.image.sync().await.map_err(file("sync", job.image.path()))?;
+            job.image.sync().await.map_err(failed("sync", job.image.path()))?;
         }
         probe::failpoint!("restore-pieces-synced");
         journal.durable(std::mem::take(&mut batch)).await?;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::share::{Draw, Share};
+use crate::files::{blocking, directory_of, failed, sync_directory};
 use crate::recover::RecoverError;
 
 const MAGIC: &[u8; 8] = b"FSVERIFY";
@@ -192,7 +193,7 @@ impl State {
     pub async fn remove(&self) -> Result<(), RecoverError> {
         let Some(StateFile { path, .. }) = &self.file else { return Ok(()) };
         let at = path.clone();
-        blocking(move || std::fs::remove_file(&at).and_then(|()| sync_directory(&at)))
+        blocking(move || std::fs::remove_file(&at).and_then(|()| sync_directory(directory_of(&at))))
             .await
             .map_err(failed("remove", path))
     }
@@ -251,30 +252,10 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Body> {
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A name of its own, so that two that write the same file do not write into one another's.
-    let mut fresh = tempfile::Builder::new().prefix("farshore-verify-").suffix(".new").tempfile_in(directory(path))?;
+    let mut fresh =
+        tempfile::Builder::new().prefix("farshore-verify-").suffix(".new").tempfile_in(directory_of(path))?;
     fresh.write_all(bytes)?;
     fresh.as_file().sync_all()?;
     fresh.persist(path)?;
-    sync_directory(path)
-}
-
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Makes the names beside a file durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(directory(path))?.sync_all()
-}
-
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoverError + use<> {
-    let path = path.to_owned();
-    move |source| RecoverError::File { operation, path, source }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(join) => Err(io::Error::other(format!("file operation did not run to its end: {join}"))),
-    }
+    sync_directory(directory_of(path))
 }
