@@ -11,6 +11,8 @@
 //! Generalized Birthday Problem, CRYPTO 2002), so sums stay sealed, and what is shown is a keyed hash of the sum. Whoever has
 //! the vault key can forge it, as anything else.
 
+use std::fmt;
+
 use model::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,16 @@ use crate::keys::Keys;
 pub struct StateSum {
     low: u128,
     high: u128,
+}
+
+/// What may be shown of a sum: equal for equal contents of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateDigest(pub [u8; 32]);
+
+impl fmt::Display for StateDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 impl From<[u8; 32]> for StateSum {
@@ -57,9 +69,9 @@ impl StateSum {
         });
     }
 
-    /// The state digest: what may be shown.
-    pub fn digest(self, keys: &Keys) -> [u8; 32] {
-        keys.state_hash(&<[u8; 32]>::from(self))
+    /// The state digest.
+    pub fn digest(self, keys: &Keys) -> StateDigest {
+        StateDigest(keys.state_hash(&<[u8; 32]>::from(self)))
     }
 }
 
@@ -102,7 +114,7 @@ mod tests {
         assert_eq!(written_over, StateSum::default());
         let other = Keys::new(&VaultKey::generate());
         assert_ne!(sum(&other, &[(512, &both)]), whole);
-        assert_ne!(whole.digest(&keys), <[u8; 32]>::from(whole));
+        assert_ne!(whole.digest(&keys).0, <[u8; 32]>::from(whole));
         assert_eq!(StateSum::from(<[u8; 32]>::from(whole)), whole);
     }
 

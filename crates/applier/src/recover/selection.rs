@@ -80,10 +80,6 @@ pub struct PointsView {
     pub draining: bool,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn kind_text(kind: format::manifest::PointKind) -> &'static str {
     match kind {
         format::manifest::PointKind::Crash => "crash",
@@ -107,7 +103,7 @@ impl History {
             label: point.mark.as_ref().map(|mark| mark.label.clone()).unwrap_or_default(),
             made: point.made.map(|made| made.at.to_string()),
             digest: point.digest.to_string(),
-            chain: point.made.map(|made| hex(&made.chain.0)),
+            chain: point.made.map(|made| made.chain.to_string()),
             states: point.states.iter().map(|state| self.state_view(state)).collect(),
             pinned: self.is_pinned(point),
         });
@@ -122,7 +118,7 @@ impl History {
     }
 
     fn state_view(&self, state: &DiskState) -> StateView {
-        StateView { disk: state.disk.clone(), digest: hex(&state.sum.digest(self.keys())) }
+        StateView { disk: state.disk.clone(), digest: state.sum.digest(self.keys()).to_string() }
     }
 
     async fn time_of(&self, seq: Seq) -> Result<Timestamp, RecoverError> {

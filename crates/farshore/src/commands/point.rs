@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use applier::recover::{History, LoadOptions, PointReader, ProgressFn, Resolved};
-use model::{MachineName, Selector, Seq};
+use applier::recover::{History, LoadOptions, PointReader, PointsView, ProgressFn, RecoverError, Resolved};
+use model::{LogHead, MachineName, Selector, Seq};
 use serde_json::{Value, json};
 use store::Store;
 
@@ -29,18 +29,31 @@ pub async fn load(
     Ok(History::load(store, keys, machine, options).await?)
 }
 
+/// Asks something of a machine's history.
+async fn ask<T>(
+    global: &Global,
+    machine: &MachineName,
+    mut question: impl AsyncFnMut(&History) -> Result<T, RecoverError>,
+) -> anyhow::Result<T> {
+    loop {
+        let history = history(global, machine).await?;
+        match question(&history).await {
+            // Collected while we looked: what is retained opens through newer maps.
+            Err(error) if error.is_missing() && history.is_stale().await? => {}
+            answer => return Ok(answer?),
+        }
+    }
+}
+
 /// Opens the position a selector means.
 pub async fn open(global: &Global, machine: &MachineName, at: &Selector) -> anyhow::Result<PointReader> {
     let processed = processed(global, machine, at).await?;
-    loop {
-        let history = history(global, machine).await?;
-        let opened = async { history.open(&history.resolve(at, processed).await?).await };
-        match opened.await {
-            // Collected while we looked: what is retained opens through newer maps.
-            Err(error) if error.is_missing() && history.is_stale().await? => {}
-            opened => return Ok(opened?),
-        }
-    }
+    ask(global, machine, async |history| history.open(&history.resolve(at, processed).await?).await).await
+}
+
+/// The end of the stream, and everything an operator may choose from.
+pub async fn points(global: &Global, machine: &MachineName) -> anyhow::Result<(LogHead, PointsView)> {
+    ask(global, machine, async |history| Ok((history.head(), history.points().await?))).await
 }
 
 /// Where the replica stands, for the one selector that asks: only there is a data directory needed.

@@ -9,15 +9,14 @@ use crate::views;
 
 /// Lists recovery points and valid ranges.
 pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow::Result<()> {
-    let history = point::history(global, &args.machine).await?;
-    let view = history.points().await?;
+    let (head, view) = point::points(global, &args.machine).await?;
     let object = json!({
         "machine": args.machine,
         "points": view.points,
         "horizon": view.horizon,
         "ranges": view.ranges,
         "draining": view.draining,
-        "head": views::head(&history.head()),
+        "head": views::head(&head),
     });
     output.print(&object, || {
         let mut text = format!("Recovery points of {}\n", args.machine);

@@ -1,7 +1,6 @@
 //! `farshore status`: what the running roles say; of machines whose roles are dead, what the store says.
 
-use applier::recover::PointsView;
-use model::{LogHead, MachineName};
+use model::MachineName;
 use serde_json::{Value, json};
 
 use super::point;
@@ -48,7 +47,7 @@ async fn ask(config: &Config, socket: &Socket) -> Option<Value> {
 
 /// What the log says of a machine. That the store cannot say is itself a status.
 async fn from_store(global: &Global, machine: &MachineName) -> Value {
-    match points(global, machine).await {
+    match point::points(global, machine).await {
         Ok((head, view)) => json!({
             "head": views::head(&head),
             "points": view.points.len(),
@@ -57,11 +56,6 @@ async fn from_store(global: &Global, machine: &MachineName) -> Value {
         }),
         Err(error) => json!({ "error": one_line(&error) }),
     }
-}
-
-async fn points(global: &Global, machine: &MachineName) -> anyhow::Result<(LogHead, PointsView)> {
-    let history = point::history(global, machine).await?;
-    Ok((history.head(), history.points().await?))
 }
 
 fn text(object: &Value) -> String {

@@ -374,7 +374,7 @@ fn node_dump(node: &Node) -> String {
 fn manifest_dump(nodes: &[Node], segments: &[Promoted], points: &[Point]) -> ManifestDump {
     let point = |p: &Point| {
         let mark = p.mark.as_ref().map(|mark| format!(", mark {}", mark_text(mark))).unwrap_or_default();
-        let made = p.made.map(|made| format!(", made {} of chain {}", made.at, hex(&made.chain.0))).unwrap_or_default();
+        let made = p.made.map(|made| format!(", made {} of chain {}", made.at, made.chain)).unwrap_or_default();
         let states = match p.states.len() {
             0 => "",
             _ => ", states reckoned",
