@@ -16,6 +16,7 @@ mod basic;
 mod failpoints;
 mod files;
 mod filesystems;
+mod guest_files;
 mod horizon;
 mod kill;
 mod nbd_tls;

@@ -1,4 +1,4 @@
-//! The chores that chain others: `check`, `test`, `deny`, `soak`, `system-disk`.
+//! The chores that chain others: `check`, `test`, `deny`, `soak`, `system-disk`, `libguestfs`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -153,5 +153,19 @@ pub fn system_disk(starts: u32) -> Result<()> {
         "cargo",
         &["test", "--profile", "ci", "--workspace", "--test", "end_to_end", "system_disk", "--", "--nocapture"],
         &[("FARSHORE_SYSTEM_STARTS", &starts.to_string())],
+    )
+}
+
+/// The end-to-end test of file systems that libguestfs reads, left out of `test` for the same reason.
+pub fn libguestfs() -> Result<()> {
+    if crate::command::output("id", &["-u"])?.trim() != "0" {
+        bail!("file systems are made and mounted, which needs root: run `cargo xtask libguestfs` as root");
+    }
+    tools::debian()?;
+    tools::libguestfs()?;
+    run_with(
+        "cargo",
+        &["test", "--profile", "ci", "--workspace", "--test", "end_to_end", "guest_files", "--", "--nocapture"],
+        &[("FARSHORE_LIBGUESTFS", "1")],
     )
 }

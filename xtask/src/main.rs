@@ -74,6 +74,8 @@ enum Chore {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Single files out of XFS and NTFS in points, through libguestfs, which it installs; needs root.
+    Libguestfs,
     /// A Debian machine with PostgreSQL under load, started in QEMU from a point. Installs QEMU and debootstrap; needs root.
     SystemDisk {
         /// Points to start the machine from.
@@ -101,6 +103,7 @@ fn main() -> Result<()> {
             checks::simulate(&checks::Simulate { seeds, first, seed, rules })
         }
         Chore::Soak { rounds, seed } => checks::soak(rounds, seed),
+        Chore::Libguestfs => checks::libguestfs(),
         Chore::SystemDisk { starts } => checks::system_disk(starts),
     }
 }

@@ -37,6 +37,14 @@ const SYSTEM_DISK: [(&str, &str); 4] = [
     ("mke2fs", "e2fsprogs"),
 ];
 
+/// What `libguestfs` needs beside the packages of the tests: it makes its virtual machine out of the system's own kernel and tools.
+const LIBGUESTFS: [(&str, &str); 4] = [
+    ("guestfish", "guestfish"),
+    ("/usr/lib/x86_64-linux-gnu/guestfs/supermin.d/packages-xfs", "libguestfs-xfs"),
+    ("/vmlinuz", "linux-image-amd64"),
+    ("mkfs.ntfs", "ntfs-3g"),
+];
+
 /// The Azure Blob emulator, from npm.
 const AZURITE: &str = "azurite@3.35.0";
 
@@ -59,6 +67,11 @@ pub fn debian() -> Result<()> {
 /// Installs missing Debian packages of `system-disk`.
 pub fn system_disk() -> Result<()> {
     install(&SYSTEM_DISK, &[])
+}
+
+/// Installs missing Debian packages of `libguestfs`.
+pub fn libguestfs() -> Result<()> {
+    install(&LIBGUESTFS, &[])
 }
 
 /// Installs what is not found, and `more`.

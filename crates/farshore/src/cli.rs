@@ -83,7 +83,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// List the partitions of a machine's disks, as they were at a position, or the files of one of them
     Ls(LsArgs),
-    /// Copy a file or a directory, as it was at a position, out of an ext2, ext3 or ext4 file system; needs no root
+    /// Copy a file or a directory, as it was at a position, out of an ext2, ext3 or ext4 file system, or with libguestfs
+    /// XFS or NTFS; needs no root
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),

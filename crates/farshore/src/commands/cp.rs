@@ -75,8 +75,8 @@ fn copy(job: Job) -> anyhow::Result<(Option<u32>, PathBuf, CopyReport)> {
     let from = job.from.as_os_str().as_bytes();
     let shown = from.escape_ascii();
     // A link is copied as a link, unless a slash behind it says that its target is meant.
-    let inode = fs.resolve(from, from.ends_with(b"/"))?;
-    match inode.kind {
+    let node = fs.resolve(from, from.ends_with(b"/"))?;
+    match node.kind {
         InodeKind::Directory if !job.recursive => {
             return Err(usage(format!("{shown} is a directory: copy it with --recursive")));
         }
@@ -84,11 +84,11 @@ fn copy(job: Job) -> anyhow::Result<(Option<u32>, PathBuf, CopyReport)> {
         kind => return Err(usage(format!("{shown} is a {}, which is not copied", kind.name()))),
     }
     let target = Target::new(&job.to, job.from.file_name(), job.force)?;
-    if inode.kind == InodeKind::Directory && target.replaces() {
+    if node.kind == InodeKind::Directory && target.replaces() {
         return Err(usage(format!("{} is there, and a directory replaces nothing", target.path().display())));
     }
     let partial = target.partial();
-    let report = Copier::new(&fs, &partial, job.stopped).copy(inode)?;
+    let report = Copier::new(&fs, &partial, job.stopped).copy(node)?;
     let path = target.publish(&report.restricted)?;
     Ok((partition, path, report))
 }

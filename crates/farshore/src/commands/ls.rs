@@ -3,14 +3,14 @@
 use std::os::unix::ffi::OsStrExt;
 
 use applier::recover::PointReader;
-use filesystem::{Ext4, FsKind, Inode, InodeKind, TableKind, Time};
+use filesystem::{FsKind, InodeKind, TableKind, Time};
 use model::DiskName;
 use serde_json::{Value, json};
 
 use super::point;
 use crate::cli::{Global, LsArgs};
 use crate::failure::usage;
-use crate::files::{DiskLayout, Found, Place, layout, on_its_own_thread, volume_of};
+use crate::files::{DiskLayout, Found, Node, Place, Tree, layout, on_its_own_thread, volume_of};
 use crate::output::{Output, bytes_text};
 
 /// Lists partitions, or files when a partition or a path was given.
@@ -109,29 +109,29 @@ fn layout_text(layout: &DiskLayout) -> String {
 /// A line of the listing.
 struct Entry {
     name: Vec<u8>,
-    inode: Inode,
+    node: Node,
     target: Option<Vec<u8>>,
 }
 
 impl Entry {
-    fn new(fs: &Ext4, name: Vec<u8>, inode: Inode) -> anyhow::Result<Self> {
-        let target = match inode.kind {
-            InodeKind::Link => Some(fs.link_target(&inode)?),
+    fn new(fs: &Tree, name: Vec<u8>, node: Node) -> anyhow::Result<Self> {
+        let target = match node.kind {
+            InodeKind::Link => Some(fs.link_target(&node)?),
             _ => None,
         };
-        Ok(Self { name, inode, target })
+        Ok(Self { name, node, target })
     }
 
     fn value(&self) -> Value {
         let mut value = json!({
             "name": String::from_utf8_lossy(&self.name),
-            "type": self.inode.kind.name(),
-            "mode": format!("{:04o}", self.inode.permissions),
-            "uid": self.inode.uid,
-            "gid": self.inode.gid,
-            "links": self.inode.links,
-            "size": self.inode.size,
-            "modified": time_text(self.inode.modified),
+            "type": self.node.kind.name(),
+            "mode": format!("{:04o}", self.node.permissions),
+            "uid": self.node.uid,
+            "gid": self.node.gid,
+            "links": self.node.links,
+            "size": self.node.size,
+            "modified": time_text(self.node.modified),
         });
         if std::str::from_utf8(&self.name).is_err() {
             value["name_hex"] = json!(self.name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -143,27 +143,27 @@ impl Entry {
     }
 
     fn text(&self) -> String {
-        let inode = &self.inode;
-        let (mode, time, name) = (mode_text(inode), time_text(inode.modified), printable(&self.name));
+        let node = &self.node;
+        let (mode, time, name) = (mode_text(node), time_text(node.modified), printable(&self.name));
         let arrow = self.target.as_ref().map(|target| format!(" -> {}", printable(target))).unwrap_or_default();
-        format!("{mode} {:>3} {:>5} {:>5} {:>12} {time} {name}{arrow}\n", inode.links, inode.uid, inode.gid, inode.size)
+        format!("{mode} {:>3} {:>5} {:>5} {:>12} {time} {name}{arrow}\n", node.links, node.uid, node.gid, node.size)
     }
 }
 
 /// What a path names: the names in a directory by name, or one line for anything else.
-fn entries(fs: &Ext4, path: &[u8]) -> anyhow::Result<Vec<Entry>> {
-    let inode = fs.resolve(path, path.ends_with(b"/"))?;
-    if inode.kind != InodeKind::Directory {
-        return Ok(vec![Entry::new(fs, path.to_vec(), inode)?]);
+fn entries(fs: &Tree, path: &[u8]) -> anyhow::Result<Vec<Entry>> {
+    let node = fs.resolve(path, path.ends_with(b"/"))?;
+    if node.kind != InodeKind::Directory {
+        return Ok(vec![Entry::new(fs, path.to_vec(), node)?]);
     }
-    let mut names = fs.list(&inode)?;
+    let mut names = fs.list(&node)?;
     names.sort_by(|a, b| a.name.cmp(&b.name));
-    names.into_iter().map(|entry| Entry::new(fs, entry.name, fs.inode(entry.inode)?)).collect()
+    names.into_iter().map(|entry| Entry::new(fs, entry.name.clone(), fs.node(&entry)?)).collect()
 }
 
 /// As `ls -l` shows it.
-fn mode_text(inode: &Inode) -> String {
-    let kind = match inode.kind {
+fn mode_text(node: &Node) -> String {
+    let kind = match node.kind {
         InodeKind::File => '-',
         InodeKind::Directory => 'd',
         InodeKind::Link => 'l',
@@ -172,7 +172,7 @@ fn mode_text(inode: &Inode) -> String {
         InodeKind::Fifo => 'p',
         InodeKind::Socket => 's',
     };
-    let bit = |bit: u32| inode.permissions >> bit & 1 == 1;
+    let bit = |bit: u32| node.permissions >> bit & 1 == 1;
     let mut text = String::from(kind);
     for (group, special, letter) in [(6, 11, 's'), (3, 10, 's'), (0, 9, 't')] {
         text.push(if bit(group + 2) { 'r' } else { '-' });

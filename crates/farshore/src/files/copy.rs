@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
-use filesystem::{DirEntry, Ext4, Inode, InodeKind, NodeNumber, Time};
+use filesystem::{InodeKind, Time};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
+use super::tree::{Entry, Node, Tree};
 use crate::output::Progress;
 
 /// Grain in which zeros are left out.
@@ -53,40 +54,40 @@ pub struct CopyReport {
 
 /// A directory that is being copied.
 struct Open {
-    inode: Inode,
+    node: Node,
     path: PathBuf,
-    entries: std::vec::IntoIter<DirEntry>,
+    entries: std::vec::IntoIter<Entry>,
 }
 
 /// A copy in progress.
 pub struct Copier<'a> {
-    fs: &'a Ext4,
+    fs: &'a Tree,
     root: &'a Path,
     stopped: Arc<AtomicBool>,
     progress: Progress,
     bytes_expected: u64,
     report: CopyReport,
     /// Where files with several names already are.
-    names: BTreeMap<NodeNumber, PathBuf>,
+    names: BTreeMap<u64, PathBuf>,
     /// Directories that were met.
-    met: BTreeSet<NodeNumber>,
+    met: BTreeSet<u64>,
 }
 
 impl<'a> Copier<'a> {
     /// Copies to `root`, where nothing is yet, until `stopped` is set.
-    pub fn new(fs: &'a Ext4, root: &'a Path, stopped: Arc<AtomicBool>) -> Self {
+    pub fn new(fs: &'a Tree, root: &'a Path, stopped: Arc<AtomicBool>) -> Self {
         let (report, names, met) = (CopyReport::default(), BTreeMap::new(), BTreeSet::new());
-        let (progress, bytes_expected) = (Progress::new("copying"), fs.size());
+        let (progress, bytes_expected) = (Progress::new("copying"), fs.capacity().unwrap_or_default());
         Self { fs, root, stopped, progress, bytes_expected, report, names, met }
     }
 
-    /// Copies one inode and, when it is a directory, everything below.
-    pub fn copy(mut self, inode: Inode) -> anyhow::Result<CopyReport> {
-        if inode.kind == InodeKind::File {
-            self.bytes_expected = inode.size;
+    /// Copies one node and, when it is a directory, everything below.
+    pub fn copy(mut self, node: Node) -> anyhow::Result<CopyReport> {
+        if node.kind == InodeKind::File {
+            self.bytes_expected = node.size;
         }
         let mut open = Vec::new();
-        open.extend(self.one(inode, self.root.to_owned())?);
+        open.extend(self.one(node, self.root.to_owned())?);
         while let Some(directory) = open.last_mut() {
             let Some(entry) = directory.entries.next() else {
                 let restricted = finish_directory(directory)?;
@@ -96,8 +97,8 @@ impl<'a> Copier<'a> {
             };
             let path = directory.path.join(component(&entry.name)?);
             let below = self.below(&path);
-            let inode = self.fs.inode(entry.inode).with_context(|| format!("cannot read {below}"))?;
-            open.extend(self.one(inode, path).with_context(|| format!("cannot copy {below}"))?);
+            let node = self.fs.node(&entry).with_context(|| format!("cannot read {below}"))?;
+            open.extend(self.one(node, path).with_context(|| format!("cannot copy {below}"))?);
         }
         Ok(self.report)
     }
@@ -107,14 +108,14 @@ impl<'a> Copier<'a> {
         path.strip_prefix(self.root).unwrap_or(path).as_os_str().as_bytes().escape_ascii().to_string()
     }
 
-    /// Copies one inode; a directory is made and comes back to be filled.
-    fn one(&mut self, inode: Inode, path: PathBuf) -> anyhow::Result<Option<Open>> {
+    /// Copies one node; a directory is made and comes back to be filled.
+    fn one(&mut self, node: Node, path: PathBuf) -> anyhow::Result<Option<Open>> {
         self.go_on()?;
-        match inode.kind {
-            InodeKind::Directory => return self.directory(inode, path).map(Some),
-            InodeKind::File | InodeKind::Link if self.is_there(&inode, &path)? => {}
-            InodeKind::File => self.file(&inode, &path)?,
-            InodeKind::Link => self.link(&inode, &path)?,
+        match node.kind {
+            InodeKind::Directory => return self.directory(node, path).map(Some),
+            InodeKind::File | InodeKind::Link if self.is_there(&node, &path)? => {}
+            InodeKind::File => self.file(&node, &path)?,
+            InodeKind::Link => self.link(&node, &path)?,
             kind => self.skip(&path, kind),
         }
         Ok(None)
@@ -141,38 +142,38 @@ impl<'a> Copier<'a> {
         self.report.restricted.extend(permissions.map(|permissions| (below, permissions)));
     }
 
-    fn directory(&mut self, inode: Inode, path: PathBuf) -> anyhow::Result<Open> {
-        if !self.met.insert(inode.number) {
-            bail!("the file system is damaged: directory {} is below itself or in two places", inode.number.0);
+    fn directory(&mut self, node: Node, path: PathBuf) -> anyhow::Result<Open> {
+        if !self.met.insert(node.id) {
+            bail!("the file system is damaged: directory {} is below itself or in two places", node.id);
         }
-        let entries = self.fs.list(&inode)?.into_iter();
+        let entries = self.fs.list(&node)?.into_iter();
         DirBuilder::new().mode(0o700).create(&path)?;
         self.report.directories += 1;
-        Ok(Open { inode, path, entries })
+        Ok(Open { node, path, entries })
     }
 
     /// Whether the file was copied under another of its names; then this one is made a name of it too.
-    fn is_there(&mut self, inode: &Inode, path: &Path) -> anyhow::Result<bool> {
-        if inode.links < 2 {
+    fn is_there(&mut self, node: &Node, path: &Path) -> anyhow::Result<bool> {
+        if node.links < 2 {
             return Ok(false);
         }
-        match self.names.get(&inode.number) {
+        match self.names.get(&node.id) {
             Some(first) => std::fs::hard_link(first, path)?,
             None => {
-                self.names.insert(inode.number, path.to_owned());
+                self.names.insert(node.id, path.to_owned());
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn file(&mut self, inode: &Inode, path: &Path) -> anyhow::Result<()> {
+    fn file(&mut self, node: &Node, path: &Path) -> anyhow::Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let fs = self.fs;
-        fs.read_file(inode, |offset, bytes| self.write(&file, offset, bytes))?;
-        file.set_len(inode.size).with_context(|| format!("a file of {} bytes", inode.size))?;
-        file.set_permissions(permissions(inode))?;
-        set_times(&file, inode.modified)?;
+        fs.read_file(node, |offset, bytes| self.write(&file, offset, bytes))?;
+        file.set_len(node.size).with_context(|| format!("a file of {} bytes", node.size))?;
+        file.set_permissions(permissions(node))?;
+        set_times(&file, node.modified)?;
         self.report.files += 1;
         Ok(())
     }
@@ -191,17 +192,17 @@ impl<'a> Copier<'a> {
             }
             at = end;
         }
-        if self.report.bytes_written > self.fs.size() {
+        if self.fs.capacity().is_some_and(|capacity| self.report.bytes_written > capacity) {
             return Err(anyhow!("the file system is damaged: its files hold more bytes than it has"));
         }
         self.progress.set(self.report.bytes_written, self.bytes_expected);
         Ok(())
     }
 
-    fn link(&mut self, inode: &Inode, path: &Path) -> anyhow::Result<()> {
-        let target = std::ffi::OsString::from_vec(self.fs.link_target(inode)?);
+    fn link(&mut self, node: &Node, path: &Path) -> anyhow::Result<()> {
+        let target = std::ffi::OsString::from_vec(self.fs.link_target(node)?);
         symlink(target, path)?;
-        let time = Timespec { tv_sec: inode.modified.seconds, tv_nsec: inode.modified.nanos.into() };
+        let time = Timespec { tv_sec: node.modified.seconds, tv_nsec: node.modified.nanos.into() };
         let times = Timestamps { last_access: time, last_modification: time };
         utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         self.report.links += 1;
@@ -219,16 +220,16 @@ fn component(name: &[u8]) -> anyhow::Result<&OsStr> {
     }
 }
 
-fn permissions(inode: &Inode) -> Permissions {
-    Permissions::from_mode(u32::from(inode.permissions) & KEPT)
+fn permissions(node: &Node) -> Permissions {
+    Permissions::from_mode(u32::from(node.permissions) & KEPT)
 }
 
 /// A directory gets its own time and permissions when nothing is made in it any more. Permissions that would bar its own
 /// user come back, for later.
 fn finish_directory(directory: &Open) -> anyhow::Result<Option<Permissions>> {
     let file = File::open(&directory.path)?;
-    set_times(&file, directory.inode.modified)?;
-    let permissions = permissions(&directory.inode);
+    set_times(&file, directory.node.modified)?;
+    let permissions = permissions(&directory.node);
     if permissions.mode() & 0o700 != 0o700 {
         return Ok(Some(permissions));
     }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use filesystem::{Ext4, FsKind, PartitionTable, TableKind, Volume, Window, kind_of, partitions};
+use filesystem::{FsKind, PartitionTable, TableKind, Volume, Window, kind_of, partitions};
 use model::DiskName;
 
+use super::guestfs;
+use super::tree::Tree;
 use crate::failure::usage;
 
 /// How a disk is divided and what its parts hold.
@@ -35,7 +37,7 @@ pub struct Found {
     /// The partition; `None` when the disk as a whole is the file system.
     pub partition: Option<u32>,
     /// It.
-    pub fs: Ext4,
+    pub fs: Tree,
 }
 
 /// Reads how a disk is divided.
@@ -52,15 +54,16 @@ pub fn layout(disk: DiskName, volume: &Arc<dyn Volume>) -> anyhow::Result<DiskLa
 
 impl Place {
     /// Opens the file system. Errors: a usage error when the choice is not clear or there is no such partition;
-    /// a sentence with the way out for a file system that is not ext2, ext3 or ext4.
+    /// a sentence with the way out for a file system that cannot be read.
     pub fn open(&self, volume: Arc<dyn Volume>) -> anyhow::Result<Found> {
         let layout = layout(self.disk.clone(), &volume)?;
         let Some(index) = self.choose(&layout)? else {
-            return Ok(Found { partition: None, fs: Ext4::open(volume)? });
+            let kind = layout.whole.unwrap_or(FsKind::Ext);
+            return Ok(Found { partition: None, fs: Tree::open(kind, volume.clone(), volume, None)? });
         };
-        let chosen = &layout.table.partitions[index];
-        let window = Window::new(volume, chosen.offset, chosen.size);
-        Ok(Found { partition: Some(chosen.number), fs: Ext4::open(Arc::new(window))? })
+        let (chosen, kind) = (&layout.table.partitions[index], layout.holds[index].unwrap_or(FsKind::Ext));
+        let window = Arc::new(Window::new(volume.clone(), chosen.offset, chosen.size));
+        Ok(Found { partition: Some(chosen.number), fs: Tree::open(kind, window, volume, Some(chosen.number))? })
     }
 
     /// The partition's index in the table, or none for the whole disk.
@@ -78,24 +81,34 @@ impl Place {
             refuse_others(layout.whole, &format!("disk {disk}"))?;
             return Ok(None);
         }
-        let mut readable = parts().enumerate().filter(|(_, (_, holds))| **holds == Some(FsKind::Ext));
-        match (readable.next(), readable.next()) {
-            (Some((index, _)), None) => Ok(Some(index)),
-            (None, _) => anyhow::bail!("no partition of disk {disk} can be read: {}; {WAY_OUT}", told(layout)),
-            (Some(_), Some(_)) => {
-                Err(usage(format!("disk {disk} has several: choose one with --partition; {}", told(layout))))
-            }
+        let of = |wanted: fn(FsKind) -> bool| -> Vec<usize> {
+            let fitting = parts().enumerate().filter(|(_, (_, holds))| holds.is_some_and(wanted));
+            fitting.map(|(index, _)| index).collect()
+        };
+        // What needs no help comes first.
+        let own = of(|kind| kind == FsKind::Ext);
+        let readable = if own.is_empty() && guestfs::is_installed() { of(with_help) } else { own };
+        match &readable[..] {
+            [index] => Ok(Some(*index)),
+            [] => anyhow::bail!("no partition of disk {disk} can be read: {}; {WAY_OUT}", told(layout)),
+            _ => Err(usage(format!("disk {disk} has several: choose one with --partition; {}", told(layout)))),
         }
     }
 }
 
 /// What to do about a file system that is not read here.
-const WAY_OUT: &str =
-    "farshore reads ext2, ext3 and ext4; for others export the disk with `farshore serve` and mount it";
+const WAY_OUT: &str = "farshore reads ext2, ext3 and ext4, and where libguestfs (guestfish) is installed xfs and ntfs; for others \
+                       export the disk with `farshore serve` and mount it";
+
+/// What libguestfs reads for us.
+fn with_help(kind: FsKind) -> bool {
+    matches!(kind, FsKind::Xfs | FsKind::Ntfs)
+}
 
 fn refuse_others(holds: Option<FsKind>, what: &str) -> anyhow::Result<()> {
     match holds {
         Some(FsKind::Ext) => Ok(()),
+        Some(kind) if with_help(kind) && guestfs::is_installed() => Ok(()),
         Some(other) => anyhow::bail!("{what} holds {}: {WAY_OUT}", other.name()),
         None => anyhow::bail!("{what} holds no file system that is known: {WAY_OUT}"),
     }

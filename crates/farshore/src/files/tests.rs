@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use filesystem::Ext4;
 
-use super::{Copier, CopyReport, Place, Target};
+use super::{Copier, CopyReport, Place, Target, Tree};
 use crate::failure::one_line;
 
 fn run(program: &str, args: &[&str]) {
@@ -54,7 +54,7 @@ impl Bench {
     }
 
     fn copy(&self, image: Vec<u8>) -> anyhow::Result<CopyReport> {
-        let fs = Ext4::open(Arc::new(image))?;
+        let fs = Tree::Ext4(Box::new(Ext4::open(Arc::new(image))?));
         let target = Target::new(&self.path("copy"), None, false)?;
         let partial = target.partial();
         let report = Copier::new(&fs, &partial, Arc::new(AtomicBool::new(false))).copy(fs.resolve(b"/", true)?)?;
@@ -149,10 +149,10 @@ fn what_is_taken_is_not_replaced_unless_it_may_be() {
 
 #[test]
 fn what_cannot_be_read_is_named_with_the_way_out() {
-    let mut xfs = vec![0; 1 << 20];
-    xfs[..4].copy_from_slice(b"XFSB");
+    let mut btrfs = vec![0; 1 << 20];
+    btrfs[65_536 + 64..][..8].copy_from_slice(b"_BHRfS_M");
     let place = Place { disk: "root".parse().expect("a name"), partition: None };
-    for (volume, why) in [(xfs, "holds xfs"), (vec![0; 1 << 20], "no file system that is known")] {
+    for (volume, why) in [(btrfs, "holds btrfs"), (vec![0; 1 << 20], "no file system that is known")] {
         let told = one_line(&place.open(Arc::new(volume)).err().expect("is refused"));
         assert!(told.contains(why) && told.contains("farshore serve"), "{told}");
     }

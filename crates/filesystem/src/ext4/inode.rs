@@ -39,7 +39,8 @@ pub enum InodeKind {
 }
 
 impl InodeKind {
-    fn of_mode(mode: u16) -> Option<Self> {
+    /// By the upper four bits of a mode, as stat(2) has them.
+    pub fn of_mode(mode: u16) -> Option<Self> {
         Some(match mode & 0xf000 {
             0x8000 => InodeKind::File,
             0x4000 => InodeKind::Directory,
