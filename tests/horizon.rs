@@ -59,6 +59,54 @@ fn appliers_until<T>(site: &Site, what: &str, mut condition: impl FnMut() -> Res
     })
 }
 
+/// A position that is served stays while policy lets its neighbours go, also when nobody holds it with a command of ours, and goes when
+/// the serving ends.
+#[test]
+fn a_served_position_is_held_and_let_go() {
+    let site = Site::new(SiteOptions::default());
+    configure(&site);
+    let _agent = site.start_agent("db");
+    let mut marked = Vec::new();
+    for round in 0..3 {
+        let server = site.start(&["process-server"]);
+        marked.push(write_and_mark(&site, round));
+        server.stop(PATIENCE);
+    }
+    let served = &marked[1];
+    // One record before a mark is a position, and no point.
+    let seq = served.seq - 1;
+    let socket = site.path("served.sock");
+    let listen = format!("unix:{}", socket.display());
+    let serving = site.start(&["serve", "db", "--disk", "root", "--at", &format!("seq:{seq}"), "--listen", &listen]);
+    eventually("the disk is served", || socket.exists().then_some(()).ok_or_else(|| "no socket".into()));
+    for round in 3..6 {
+        let server = site.start(&["process-server"]);
+        write_and_mark(&site, round);
+        server.stop(PATIENCE);
+    }
+    let opens = |seq: u64| {
+        let to = site.path(&format!("opened-{seq}")).to_string_lossy().into_owned();
+        let ran = site.run(&["ls", "db", "--at", &format!("seq:{seq}")]);
+        assert!(ran.code == 0 || ran.stderr.contains("lies before"), "{to}: {ran:?}");
+        ran.code == 0
+    };
+    // Two positions before the horizon follows: those of the epoch before the served one go.
+    appliers_until(&site, "the first epoch goes", || {
+        if opens(marked[0].seq - 1) { Err("it opens".into()) } else { Ok(()) }
+    });
+    assert!(opens(seq), "the served position is held");
+    let copied = site.path("served.raw");
+    run(
+        "qemu-img",
+        &["convert", "-O", "raw", &format!("nbd+unix:///root?socket={}", socket.display()), &copied.to_string_lossy()],
+    );
+    assert_same(&served.copy, &copied);
+    serving.stop(PATIENCE);
+    appliers_until(&site, "the position goes when nobody reads it", || {
+        if opens(seq) { Err("it opens".into()) } else { Ok(()) }
+    });
+}
+
 #[test]
 fn what_the_policy_keeps_comes_back_and_the_rest_leaves_the_store() {
     let site = Site::new(SiteOptions::default());

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun, Shared};
 use crate::collect::Collection;
+use crate::holds::{self, Holds};
 use crate::horizon::{self, Moving};
 use crate::manifest::ManifestOwner;
 use crate::maps::{Mapping, Maps, Stretch};
@@ -140,6 +141,7 @@ struct Follower<'a> {
     mapping: Mapping,
     thinning: Thinning,
     pins: PinsUnderway,
+    holds: Holds,
     moving: Moving,
     collection: Collection,
 }
@@ -168,6 +170,7 @@ impl<'a> Follower<'a> {
             mapping: Mapping::behind(maps, manifest, shared.config.map_segments, shared.rules.applier).await?,
             thinning: Thinning::default(),
             pins: PinsUnderway::default(),
+            holds: Holds::new(shared),
             moving: Moving::default(),
             collection: Collection::new(),
             log,
@@ -199,6 +202,10 @@ impl<'a> Follower<'a> {
                 let (manifest, validity) = (self.owner.manifest(), self.schedule.validity());
                 self.next.dropped = self.thinning.due(config, manifest, validity, now);
             }
+            if self.has_met_all() {
+                let (manifest, validity) = (self.owner.manifest(), self.schedule.validity());
+                self.holds.take_up(self.shared, manifest, validity, &mut self.next).await?;
+            }
             self.pins.take_up(&self.shared.pins, self.owner.manifest(), &mut self.next);
             self.shared.reckonings.take_up(self.owner.manifest(), &mut self.next);
             self.commit_if_due().await?;
@@ -209,6 +216,7 @@ impl<'a> Follower<'a> {
                 self.move_horizon().await?;
                 let maps = self.mapping.maps().clone();
                 self.collection.run_if_due(self.shared, &self.owner, &self.log, &maps).await?;
+                self.holds.sweep(self.owner.manifest()).await?;
             }
             self.tell(&wait);
             if wait.is_some() && !self.shared.pause(self.shared.config.poll).await {
@@ -358,6 +366,7 @@ impl<'a> Follower<'a> {
         let (maps, manifest) = (self.mapping.maps().clone(), self.owner.manifest());
         // The replica reads the segments behind its position.
         let behind = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
+        let behind = behind.into_iter().chain(holds::limit(manifest)).min();
         let now = self.shared.clock.now();
         let rules = self.shared.rules.applier;
         let next = horizon::next(&maps, manifest, config.journal_window, now, behind, rules).await;

@@ -18,6 +18,7 @@ mod collect;
 mod error;
 mod files;
 mod follow;
+mod holds;
 mod horizon;
 mod manifest;
 mod maps;

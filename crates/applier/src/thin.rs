@@ -1,7 +1,7 @@
 //! Thinning: which recovery points the policy keeps no longer.
 //!
-//! The rules are pure and stand in [`model::retention`]; here is when they are asked. What must hold: the last good point is
-//! never dropped, and a drop is part of a commit, so that an owner that dies leaves it done or not done. Dropped is the
+//! The rules are pure and stand in [`model::retention`]; here is when they are asked. What must hold: neither the last good point
+//! nor one that is held is ever dropped, and a drop is part of a commit, so that an owner that dies leaves it done or not done. Dropped is the
 //! point's name: no segment goes, and its position can still be opened by time or seq.
 
 use format::manifest::Manifest;
@@ -10,6 +10,7 @@ use model::{PointId, Timestamp};
 use tokio::time::Instant;
 
 use crate::ApplierConfig;
+use crate::holds::is_held;
 use crate::recover::Validity;
 
 /// When the policy was asked last.
@@ -35,7 +36,7 @@ impl Thinning {
             id: point.id,
             time: point.time,
             seq: point.position.seq,
-            pinned: manifest.pins.contains(&point.id),
+            pinned: manifest.pins.contains(&point.id) || is_held(manifest, point.position.seq),
             good: validity.contains(point.position.seq),
         };
         let points: Vec<_> = manifest.points.iter().map(candidate).collect();

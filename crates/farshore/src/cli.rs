@@ -79,7 +79,7 @@ pub enum Command {
     Unprotect(UnprotectArgs),
     /// Write a machine's disks, as they were at a position, to image files
     Restore(RestoreArgs),
-    /// Export a disk, as it was at a position, over NBD at once, without copying it first
+    /// Export a disk, as it was at a position, over NBD at once, without copying it first; the position is held meanwhile
     Serve(ServeArgs),
     /// List the partitions of a machine's disks, as they were at a position, or the files of one of them
     Ls(LsArgs),

@@ -12,6 +12,7 @@ mod error;
 pub mod fuzzing;
 #[cfg(test)]
 mod goldens;
+pub mod hold;
 pub mod keys;
 pub mod manifest;
 pub mod map;

@@ -7,9 +7,11 @@ use model::{
 };
 
 use crate::Codec;
+use crate::hold::{HoldId, HoldRequest};
 use crate::keys::Keys;
 use crate::manifest::{
-    DiskState, Drain, DrainStep, EpochEnd, Made, Manifest, ManifestCommit, Point, PointKind, PointStates, Promoted,
+    DiskState, Drain, DrainStep, EpochEnd, Hold, Made, Manifest, ManifestCommit, Point, PointKind, PointStates,
+    Promoted,
 };
 use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, SealedMap, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
@@ -153,6 +155,15 @@ pub(crate) fn node(level: u8, slot: u64) -> Node {
     Node { level, map, index_bytes: 300, bytes: 9000, end: promoted(slot) }
 }
 
+fn held() -> (HoldId, Hold) {
+    let point = point();
+    (HoldId([0x5c; 16]), Hold { seq: point.position.seq, until: Timestamp(point.time.0 + 7_200_000_000) })
+}
+
+pub(crate) fn hold_request() -> HoldRequest {
+    HoldRequest { id: HoldId([0x5c; 16]), seq: point().position.seq, lasts_seconds: 7200 }
+}
+
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         nodes: Vec::new(),
@@ -163,6 +174,8 @@ pub(crate) fn manifest() -> Manifest {
         points: vec![point()],
         pins: [point().id].into(),
         point_maps: [(point().id, node(0, 9))].into(),
+        holds: [held()].into(),
+        holds_read: 7,
     }
 }
 
@@ -178,6 +191,9 @@ pub(crate) fn manifest_commit() -> ManifestCommit {
         horizon: Some(promoted(2)),
         point_maps: vec![(point().id, node(0, 1))],
         states: vec![PointStates { point: point().id, disks: states() }],
+        held: vec![held()],
+        released: vec![HoldId([0x5d; 16])],
+        holds_read: 8,
     }
 }
 
@@ -223,6 +239,7 @@ pub(crate) fn smalls() -> Vec<(&'static str, ObjectKind, Place, Vec<u8>)> {
         ("vault", ObjectKind::Vault, root, b"any body".to_vec()),
         ("epoch", ObjectKind::Epoch, place(LogKind::Stream, 3, 0), vec![9; 16]),
         ("opening", ObjectKind::Opening, place(log, 3, 0), opening().encode()),
+        ("hold", ObjectKind::Hold, Place { log: None, ..place(log, 0, 8) }, hold_request().encode()),
         ("manifest", ObjectKind::Manifest, place(log, 3, 1), manifest_commit().encode()),
     ]
 }

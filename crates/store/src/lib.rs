@@ -6,6 +6,7 @@
 //! machine/<name>/stream/epoch/<n>                    who owns epoch n of the stream
 //! machine/<name>/stream/seg/<n>/<slot>               slot 0 = opening, 1… = segments
 //! machine/<name>/manifest/epoch/<n>, seg/<n>/<slot>  the manifest log, by the same rules
+//! machine/<name>/hold/<n>                            request n to hold a position, deleted once it is answered
 //! probe/<random id>/<n>                              tried out when a role starts, deleted at once, never read again
 //! ```
 //! `<n>` and `<slot>` are 16 lower-case hex digits, so a LIST is in order; but no rule rests on LIST.
@@ -13,6 +14,7 @@
 mod counting;
 mod error;
 mod faults;
+mod holds;
 mod local;
 mod log;
 mod objects;
@@ -23,6 +25,7 @@ mod vault;
 pub use counting::CountingStore;
 pub use error::StoreError;
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
+pub use holds::HoldRequests;
 pub use log::{
     Attached, Base, CollectError, Collected, EpochLog, Garbage, Genesis, LogEnd, LogEntry, LogPosition, LogReader,
     LogRules, LogWriter, ManifestBase, Needed, Newest, Next, Plan, Proof, ReadMode, Why, preview_collection,

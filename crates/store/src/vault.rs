@@ -9,7 +9,7 @@ use model::{LogHead, MachineName};
 use crate::{Created, Store, StoreError};
 
 const VAULT_PATH: &str = "vault";
-const MACHINES_PREFIX: &str = "machine";
+pub(crate) const MACHINES_PREFIX: &str = "machine";
 
 fn vault_place() -> Place {
     Place { machine: None, log: None, epoch: 0, slot: 0 }

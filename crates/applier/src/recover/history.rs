@@ -20,7 +20,7 @@ use format::map::Node;
 use format::object::LogKind;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
 use probe::Rules;
-use store::{EpochLog, LogRules, ManifestBase, ReadMode, Store, StoreError};
+use store::{EpochLog, HoldRequests, LogRules, ManifestBase, ReadMode, Store, StoreError};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -56,7 +56,7 @@ impl Default for LoadOptions {
 }
 
 /// The maps of a history: who reads through them for long asks whether the manifest has moved on.
-pub(super) struct Origin {
+pub(crate) struct Origin {
     log: EpochLog,
     /// Of everything before the tail, oldest first.
     nodes: Vec<Node>,
@@ -70,11 +70,27 @@ pub(super) struct Origin {
 impl Origin {
     /// Whether the newest manifest names other maps: what only these need may have been collected meanwhile.
     pub async fn is_stale(&self) -> Result<bool, RecoverError> {
-        let EpochLog { store, keys, machine, .. } = &self.log;
-        let newest = manifest::log(store, keys, machine);
-        let newest = newest.manifest_of(&newest.read_newest_with(self.rules.log).await?.entries)?;
+        let newest = self.newest().await?;
         let horizon = newest.horizon.as_ref().map(|last| last.head).unwrap_or_default();
         Ok(newest.nodes != self.nodes || horizon != self.horizon || newest.point_maps != self.point_maps)
+    }
+
+    /// The newest manifest.
+    pub async fn newest(&self) -> Result<Manifest, RecoverError> {
+        let EpochLog { store, keys, machine, .. } = &self.log;
+        let log = manifest::log(store, keys, machine);
+        Ok(log.manifest_of(&log.read_newest_with(self.rules.log).await?.entries)?)
+    }
+
+    /// Where one asks for a position to be held.
+    pub fn hold_requests(&self) -> HoldRequests {
+        let EpochLog { store, keys, machine, .. } = &self.log;
+        HoldRequests::new(store.clone(), keys.clone(), machine.clone())
+    }
+
+    /// Up to it only points opened when the history was loaded.
+    pub fn horizon_seq(&self) -> Seq {
+        self.horizon.position.seq
     }
 
     /// The same history, loaded again.
@@ -277,7 +293,7 @@ impl History {
         self.origin.is_stale().await
     }
 
-    pub(super) fn origin(&self) -> &Arc<Origin> {
+    pub(crate) fn origin(&self) -> &Arc<Origin> {
         &self.origin
     }
 

@@ -44,6 +44,7 @@ pub struct PointReader {
     machine: MachineName,
     at: Resolved,
     disks: Vec<Arc<PointDisk>>,
+    origin: Arc<Origin>,
 }
 
 /// One disk at one position; reads only.
@@ -83,7 +84,7 @@ impl History {
             false => self.through_records(at).await?,
         };
         let (machine, frames, origin) = (self.machine().clone(), self.frames().clone(), self.origin().clone());
-        let base = Arc::new(Base { machine, chain, frames, origin, at: *at });
+        let base = Arc::new(Base { machine, chain, frames, origin: origin.clone(), at: *at });
         let disks = disks.into_inner().into_iter().map(|(id, disk)| {
             let info = PointDiskInfo { name: disk.name, id, size: disk.size };
             let view = Arc::new(View { disk: id, over: disk.map, base: base.clone() });
@@ -91,7 +92,7 @@ impl History {
         });
         let mut disks: Vec<_> = disks.collect();
         disks.sort_by(|a, b| a.info.name.cmp(&b.info.name));
-        Ok(PointReader { machine: self.machine().clone(), at: *at, disks })
+        Ok(PointReader { machine: self.machine().clone(), at: *at, disks, origin })
     }
 
     /// Behind the horizon: the maps before its leaf, and over them the records of the leaf up to it.
@@ -142,6 +143,10 @@ pub(crate) fn source_of(frames: &Frames, machine: &MachineName, source: MapSourc
 }
 
 impl PointReader {
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
+    }
+
     /// Whose disks.
     pub fn machine(&self) -> &MachineName {
         &self.machine

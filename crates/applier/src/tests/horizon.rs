@@ -3,8 +3,9 @@
 //!
 //! The property test plays random steps against [`TestLog`]'s model: writes, marks, drains, restarts of the process server,
 //! runs of an applier with its clock at the newest record, garbage collection, a crash of the applier in between, late PUTs of
-//! what was deleted. After each run everything is opened.
+//! what was deleted, positions held and let go. After each run everything is opened.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use proptest::prelude::*;
 use store::{Fault, FaultRule, FaultStore, Faults, Store};
 
 use super::{contents, load, open, wait_for};
-use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
+use crate::recover::{History, HoldAnswer, LoadOptions, PositionHold, RecoverError, VerifyOptions, verify};
 use crate::testing::{LockedStore, TestLog, name, vault, vault_in};
 use crate::{Applier, ApplierConfig, Clock, preview_collection};
 
@@ -35,7 +36,7 @@ const WINDOW_SECONDS: u64 = 40;
 
 const RETENTION: &str = "40s:all, 4m:30s";
 
-fn settings() -> ApplierConfig {
+pub(super) fn settings() -> ApplierConfig {
     ApplierConfig {
         crash_every: Duration::from_secs(5),
         journal_window: Duration::from_secs(WINDOW_SECONDS),
@@ -51,7 +52,7 @@ async fn start(log: &TestLog) -> Arc<Applier> {
     start_with(settings(), log).await
 }
 
-async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+pub(super) async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
     let machines = vec![log.machine.clone()];
@@ -59,7 +60,7 @@ async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
 }
 
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
-async fn tidy(log: &TestLog) {
+pub(super) async fn tidy(log: &TestLog) {
     let applier = start(log).await;
     let (mut before, mut same) = (None, 0);
     // Nothing moves any more when several looks in a row find the same objects.
@@ -126,7 +127,7 @@ async fn verified(log: &TestLog) {
 
 /// One step of a life.
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     /// Random writes and zeros, then a segment.
     Write {
         records: u8,
@@ -146,6 +147,12 @@ enum Step {
     LatePut {
         which: u16,
     },
+    /// Somebody reads one of the positions that open, from now on.
+    Hold {
+        which: u16,
+    },
+    /// The one who has read longest stops.
+    Release,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -158,52 +165,98 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Tidy),
         1 => Just(Step::CutShort),
         1 => any::<u16>().prop_map(|which| Step::LatePut { which }),
+        1 => any::<u16>().prop_map(|which| Step::Hold { which }),
+        1 => Just(Step::Release),
     ]
 }
 
-/// Paths and bytes of all segments ever put.
-type Put = Vec<(String, bytes::Bytes)>;
-
-async fn commit(log: &mut TestLog, put: &mut Put) {
-    let path = log.commit().await;
-    let bytes = log.store.get(&path).await.expect("read").expect("just put");
-    put.push((path, bytes));
+/// What there is beside the log.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// Paths and bytes of all segments ever put.
+    put: Vec<(String, bytes::Bytes)>,
+    /// Positions that are read.
+    held: VecDeque<(Seq, PositionHold)>,
 }
 
-async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
+async fn commit(log: &mut TestLog, beside: &mut Beside) {
+    let path = log.commit().await;
+    let bytes = log.store.get(&path).await.expect("read").expect("just put");
+    beside.put.push((path, bytes));
+}
+
+pub(super) async fn take(step: &Step, log: &mut TestLog, beside: &mut Beside) {
     match *step {
         Step::Write { records } => {
             (0..records).for_each(|_| _ = log.random());
-            commit(log, put).await;
+            commit(log, beside).await;
         }
         Step::Mark => {
             log.named("marked");
-            commit(log, put).await;
+            commit(log, beside).await;
         }
         Step::Drain { back } => {
             let lost_after = Seq(log.last_valid().0.saturating_sub(back.into()));
             log.drain_begin(lost_after);
             log.random();
             log.drain_end();
-            commit(log, put).await;
+            commit(log, beside).await;
         }
         Step::Grow => {
             let size = log.model.at.last().expect("some")[&name("data")].len() as u64;
             let size = if size > 96 << 10 { 24 << 10 } else { size + (8 << 10) };
             log.disk("data", size, DiskChange::Resized);
-            commit(log, put).await;
+            commit(log, beside).await;
         }
         Step::Restart => log.reattach_blind().await,
         Step::Tidy => {
             tidy(log).await;
             everything_is_right(log).await;
+            beside.is_held(log).await;
         }
         Step::CutShort => start(log).await.stop().await,
         Step::LatePut { which } => {
-            if let Some((path, bytes)) = put.get(usize::from(which) % put.len().max(1)) {
+            if let Some((path, bytes)) = beside.put.get(usize::from(which) % beside.put.len().max(1)) {
                 // There already, or gone: both are fine.
                 log.store.create(path, vec![bytes.clone()]).await.expect("answered");
             }
+        }
+        Step::Hold { which } => hold(log, beside, which.into()).await,
+        Step::Release => {
+            if let Some((_, hold)) = beside.held.pop_front() {
+                hold.release().await.expect("asked");
+            }
+        }
+    }
+}
+
+/// Asks for a position that opens now; what opens now is not let go before it is asked for.
+async fn hold(log: &TestLog, beside: &mut Beside, which: usize) {
+    let history = load(log).await;
+    let mut open = Vec::new();
+    for seq in (1..=log.last().0).map(Seq) {
+        open.extend(history.resolve(&Selector::Seq(seq), None).await.ok());
+    }
+    if let Some(at) = open.get(which % open.len().max(1)) {
+        let reader = history.open(at).await.expect("opened");
+        let mut hold = PositionHold::of(&reader);
+        hold.ask(Duration::from_secs(7 * 24 * 3600)).await.expect("asked");
+        beside.held.push_back((at.position.seq, hold));
+    }
+}
+
+impl Beside {
+    /// Every position that somebody reads still opens, and was granted.
+    async fn is_held(&self, log: &TestLog) {
+        let history = load(log).await;
+        for (seq, hold) in &self.held {
+            let answer = hold.answer().await.expect("answered");
+            // A drain takes back what had seemed valid.
+            if !log.model.valid[seq.0 as usize] {
+                continue;
+            }
+            assert!(matches!(answer, HoldAnswer::Held { .. }), "{seq}: {answer:?}");
+            history.resolve(&Selector::Seq(*seq), None).await.expect("held");
         }
     }
 }
@@ -211,12 +264,14 @@ async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
 async fn play(steps: &[Step]) -> TestLog {
     let (store, keys) = vault().await;
     let mut log = TestLog::begin(&store, &keys, "db", 5).await;
-    let mut put = Put::new();
+    let mut beside = Beside::default();
     for step in steps {
-        take(step, &mut log, &mut put).await;
+        take(step, &mut log, &mut beside).await;
     }
     tidy(&log).await;
     everything_is_right(&log).await;
+    beside.is_held(&log).await;
+    assert!(log.store.list("machine/db/hold").await.expect("listed").is_empty(), "requests go once they are answered");
     verified(&log).await;
     log
 }
@@ -232,7 +287,7 @@ proptest! {
 }
 
 /// A life long enough that the horizon has passed most of it.
-fn long() -> Vec<Step> {
+pub(super) fn long() -> Vec<Step> {
     (0..12).flat_map(|_| [vec![Step::Write { records: 8 }; 3], vec![Step::Restart]].concat()).collect()
 }
 
@@ -252,9 +307,9 @@ async fn what_the_window_has_left_is_deleted_but_for_what_points_need() {
 #[tokio::test]
 async fn a_disk_that_is_being_read_goes_on_when_its_maps_are_collected() {
     let (store, keys) = vault().await;
-    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 6).await, Put::new());
+    let (mut log, mut beside) = (TestLog::begin(&store, &keys, "db", 6).await, Beside::default());
     for step in long() {
-        take(&step, &mut log, &mut put).await;
+        take(&step, &mut log, &mut beside).await;
     }
     tidy(&log).await;
     let history = load(&log).await;
@@ -267,7 +322,7 @@ async fn a_disk_that_is_being_read_goes_on_when_its_maps_are_collected() {
     let reader = open(&held, old).await;
     for _ in 0..3 {
         for step in long() {
-            take(&step, &mut log, &mut put).await;
+            take(&step, &mut log, &mut beside).await;
         }
         tidy(&log).await;
         assert!(contents(&reader).await == log.model.at[old.0 as usize]);
@@ -278,7 +333,7 @@ async fn a_disk_that_is_being_read_goes_on_when_its_maps_are_collected() {
     let position = log.last_valid();
     for _ in 0..8 {
         for step in long() {
-            take(&step, &mut log, &mut put).await;
+            take(&step, &mut log, &mut beside).await;
         }
     }
     tidy(&log).await;
@@ -353,10 +408,10 @@ async fn damage_before_the_horizon_is_named_with_the_points_it_hits_and_stops_co
 async fn a_store_under_object_lock_loses_nothing_and_is_collected_when_the_lock_is_over() {
     let locked = LockedStore::new(Arc::new(InMemory::new()));
     let (store, keys) = vault_in(Arc::new(locked.clone())).await;
-    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 8).await, Put::new());
+    let (mut log, mut beside) = (TestLog::begin(&store, &keys, "db", 8).await, Beside::default());
     let mut stored = 0;
     for step in [long(), long(), long()].concat() {
-        take(&step, &mut log, &mut put).await;
+        take(&step, &mut log, &mut beside).await;
         stored += usize::from(matches!(step, Step::Write { .. }));
     }
     // It goes on, moves its horizon, says why nothing is deleted, and every promise holds.
@@ -398,9 +453,9 @@ async fn a_replica_that_stands_before_the_horizon_is_built_out_of_maps() {
     replicate(&log, data_dir.path()).await;
     // From where no segment leads on: an applier without this replica moves the horizon past it.
     let left = log.last_valid();
-    let mut put = Put::new();
+    let mut beside = Beside::default();
     for step in long() {
-        take(&step, &mut log, &mut put).await;
+        take(&step, &mut log, &mut beside).await;
     }
     tidy(&log).await;
     assert!(load(&log).await.horizon_seq() > left);
@@ -432,12 +487,12 @@ async fn a_window_that_is_made_longer_brings_nothing_back_and_is_no_trouble() {
 #[tokio::test]
 async fn more_points_than_get_their_maps_at_once_all_get_them() {
     let (store, keys) = vault().await;
-    let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 9).await, Put::new());
+    let (mut log, mut beside) = (TestLog::begin(&store, &keys, "db", 9).await, Beside::default());
     // Marks are points, and a policy that keeps them all.
     for step in long() {
-        take(&step, &mut log, &mut put).await;
+        take(&step, &mut log, &mut beside).await;
         (0..4).for_each(|_| _ = log.named("marked"));
-        commit(&mut log, &mut put).await;
+        commit(&mut log, &mut beside).await;
     }
     let settings = ApplierConfig { retention: "1y:all".parse().expect("a retention"), ..settings() };
     let applier = start_with(settings, &log).await;
@@ -457,7 +512,7 @@ async fn a_history_that_the_horizon_overtakes_while_it_is_loaded_is_loaded_again
         let objects = Arc::new(InMemory::new());
         let faults = Faults::new(seed);
         let (store, keys) = vault_in(objects.clone()).await;
-        let (mut log, mut put) = (TestLog::begin(&store, &keys, "db", 8).await, Put::new());
+        let (mut log, mut beside) = (TestLog::begin(&store, &keys, "db", 8).await, Beside::default());
         let applier = start_with(ApplierConfig { gc: false, ..settings() }, &log).await;
         wait_for("the first segment", async || applier.status().machines[0].processed_seq == log.last()).await;
         applier.stop().await;
@@ -468,7 +523,7 @@ async fn a_history_that_the_horizon_overtakes_while_it_is_loaded_is_loaded_again
         let loading = tokio::spawn(async move { History::load(&slow, keys, &name("db"), options).await });
         wait_for("the walk", async || !faults.struck().is_empty()).await;
         for step in [long(), long()].concat() {
-            take(&step, &mut log, &mut put).await;
+            take(&step, &mut log, &mut beside).await;
         }
         tidy(&log).await;
         faults.release();

@@ -3,6 +3,7 @@
 mod adversaries;
 mod collection;
 mod damage;
+mod holds;
 mod horizon;
 mod overlay;
 mod positions;

@@ -7,6 +7,7 @@ mod compare;
 mod cp;
 mod dump;
 mod gc;
+mod hold;
 mod key;
 mod ls;
 mod mark;

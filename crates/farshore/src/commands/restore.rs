@@ -6,6 +6,7 @@ use std::time::Instant;
 use applier::recover::{ProgressFn, RestoreOptions, RestoreReport, Stage};
 use serde_json::{Value, json};
 
+use super::hold::Keeper;
 use super::point;
 use crate::cli::{Global, RestoreArgs};
 use crate::output::{Output, Progress, bytes_text};
@@ -15,7 +16,10 @@ pub async fn run(global: &Global, args: &RestoreArgs, output: Output) -> anyhow:
     let reader = point::open(global, &args.machine, &args.at).await?;
     let begun = Instant::now();
     let options = RestoreOptions { format: args.format.into(), read_back: !args.no_verify, progress: Some(progress()) };
-    let report = applier::recover::restore(&reader, None, &args.to, options).await?;
+    let keeper = Keeper::start(&reader).await;
+    let restored = applier::recover::restore(&reader, None, &args.to, options).await;
+    keeper.end().await;
+    let report = restored?;
     let seconds = begun.elapsed().as_secs_f64();
     let disks: Vec<Value> = report
         .disks

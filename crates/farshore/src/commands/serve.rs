@@ -7,6 +7,7 @@ use applier::recover::OverlayExport;
 use nbd::{Server, ServerConfig};
 use serde_json::json;
 
+use super::hold::Keeper;
 use super::point;
 use crate::cli::{Global, ServeArgs};
 use crate::output::{Output, bytes_text};
@@ -23,6 +24,7 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
     let stop = until_stopped()?;
     let reader = point::open(global, &args.machine, &args.at).await?;
     let disk = reader.disk(&args.disk)?;
+    let keeper = Keeper::start(&reader).await;
     let size = disk.size();
     let export = OverlayExport::create(disk, args.overlay.as_deref()).await?;
     let tls = match args.listen.tls_host() {
@@ -47,6 +49,7 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
         "position": point::position(reader.at()),
         "address": server.address().to_string(),
         "size": size,
+        "held": keeper.held,
     });
     output.print(&object, || {
         let at = reader.at();
@@ -63,5 +66,6 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
     });
     stop.await;
     server.stop().await;
+    keeper.end().await;
     Ok(())
 }

@@ -11,6 +11,7 @@ use model::{Record, RecordBody};
 use serde::Serialize;
 
 use crate::FormatError;
+use crate::hold::HoldRequest;
 use crate::keys::Keys;
 use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
 use crate::map::{self, MapDisk, MapRun, MapSource, Node};
@@ -110,6 +111,15 @@ pub enum BodyDump {
     },
     /// A step of a manifest.
     Manifest(ManifestDump),
+    /// A request to hold a position.
+    Hold {
+        /// Names the hold.
+        id: String,
+        /// The position.
+        seq: u64,
+        /// For how long, in seconds; 0 ends it.
+        lasts_seconds: u32,
+    },
     /// A body of a form this crate does not know.
     Opaque {
         /// Its length in bytes.
@@ -263,6 +273,10 @@ impl Dump {
             ObjectKind::Manifest => {
                 let commit = ManifestCommit::decode(&plain)?;
                 BodyDump::Manifest(manifest_dump(&commit.nodes, &commit.segments, &commit.points))
+            }
+            ObjectKind::Hold => {
+                let HoldRequest { id, seq, lasts_seconds } = HoldRequest::decode(&plain)?;
+                BodyDump::Hold { id: id.to_string(), seq: seq.0, lasts_seconds }
             }
             _ => opaque(&plain),
         });

@@ -68,6 +68,7 @@ fn small_objects_show_their_bodies() {
             ObjectKind::Vault => "body: 8 bytes: 616e7920626f6479",
             ObjectKind::Epoch => "body: 16 bytes: 0909",
             ObjectKind::Opening => "continues epoch 2, whose last accepted slot is 17",
+            ObjectKind::Hold => "for 7200 s",
             _ => "1 maps, 1 segments behind them, 1 points",
         };
         assert!(text.contains(part), "{part:?} is not in\n{text}");

@@ -24,6 +24,10 @@ impl fmt::Display for Dump {
                 state.as_ref().map_or(Ok(()), |state| manifest(f, state))
             }
             Some(BodyDump::Manifest(step)) => manifest(f, step),
+            Some(BodyDump::Hold { id, seq, lasts_seconds: 0 }) => writeln!(f, "hold {id} of seq {seq} ends"),
+            Some(BodyDump::Hold { id, seq, lasts_seconds }) => {
+                writeln!(f, "hold {id} of seq {seq} for {lasts_seconds} s")
+            }
             Some(BodyDump::Opaque { bytes, hex }) => writeln!(f, "body: {bytes} bytes: {hex}"),
             None => Ok(()),
         }

@@ -9,8 +9,10 @@ use model::{
 };
 
 use crate::check::LABEL_BYTES_MAX;
+use crate::hold::{HoldId, HoldRequest, LASTS_SECONDS_MAX};
 use crate::manifest::{
-    DiskState, Drain, DrainStep, EpochEnd, Made, Manifest, ManifestCommit, Point, PointKind, PointStates, Promoted,
+    DiskState, Drain, DrainStep, EpochEnd, Hold, Made, Manifest, ManifestCommit, Point, PointKind, PointStates,
+    Promoted,
 };
 use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
@@ -284,7 +286,19 @@ pub(super) fn manifest(u: Source) -> Result<Manifest> {
     })?;
     let pins = ids(u)?.into_iter().collect();
     let point_maps = point_maps(u)?.into_iter().collect();
-    Ok(Manifest { nodes, segments, horizon, ends, drains: drains(u)?, points: points(u)?, pins, point_maps })
+    let (drains, points) = (drains(u)?, points(u)?);
+    let (holds, holds_read) = (held(u)?.into_iter().collect(), u.arbitrary()?);
+    Ok(Manifest { nodes, segments, horizon, ends, drains, points, pins, point_maps, holds, holds_read })
+}
+
+fn held(u: Source) -> Result<Vec<(HoldId, Hold)>> {
+    let hold = |u: Source| Ok(Hold { seq: Seq(u.arbitrary()?), until: Timestamp(u.arbitrary()?) });
+    list(u, LIST_MAX, |u| Ok((HoldId(u.arbitrary()?), hold(u)?)))
+}
+
+pub(super) fn hold_request(u: Source) -> Result<HoldRequest> {
+    let lasts_seconds = u.int_in_range(0..=LASTS_SECONDS_MAX)?;
+    Ok(HoldRequest { id: HoldId(u.arbitrary()?), seq: Seq(u.arbitrary()?), lasts_seconds })
 }
 
 fn point_maps(u: Source) -> Result<Vec<(PointId, Node)>> {
@@ -298,7 +312,9 @@ pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
     let (segments, drains, points) = (promoted(u)?, drains(u)?, points(u)?);
     let (horizon, point_maps) = (promoted(u)?.into_iter().next(), point_maps(u)?);
     let states = list(u, LIST_MAX, |u| Ok(PointStates { point: PointId(u.arbitrary()?), disks: states(u)? }))?;
-    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, states })
+    let (held, released, holds_read) = (held(u)?, list(u, LIST_MAX, |u| Ok(HoldId(u.arbitrary()?)))?, u.arbitrary()?);
+    let commit = ManifestCommit { segments, drains, points, dropped, pinned, unpinned, ..ManifestCommit::default() };
+    Ok(ManifestCommit { nodes, horizon, point_maps, states, held, released, holds_read, ..commit })
 }
 
 /// Runs of a page: ascending, none overlapping.

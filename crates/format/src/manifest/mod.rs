@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 mod tests;
 
+use crate::hold::HoldId;
 use crate::map::{FANOUT, Node, node_is_sound};
 use crate::object::{ObjectHash, ObjectId};
 use crate::state::StateSum;
@@ -164,7 +165,23 @@ pub struct Manifest {
     /// For each point up to the horizon a map of its leaf's records up to it: with the nodes before that leaf it opens
     /// without any record table.
     pub point_maps: BTreeMap<PointId, Node>,
+    /// Positions that readers hold. At most [`HOLDS_MAX`].
+    pub holds: BTreeMap<HoldId, Hold>,
+    /// Requests up to this number are answered: `holds` has what was granted.
+    pub holds_read: u64,
 }
+
+/// A position that is not let go while somebody reads it: a point is kept, and the horizon does not pass any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The position.
+    pub seq: Seq,
+    /// Until when, by the clock of the manifest's owner.
+    pub until: Timestamp,
+}
+
+/// Holds of one machine at once: more are refused.
+pub const HOLDS_MAX: usize = 1024;
 
 /// One step of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +206,12 @@ pub struct ManifestCommit {
     pub point_maps: Vec<(PointId, Node)>,
     /// What the disks of points hold, reckoned since.
     pub states: Vec<PointStates>,
+    /// Holds granted.
+    pub held: Vec<(HoldId, Hold)>,
+    /// Holds that ended.
+    pub released: Vec<HoldId>,
+    /// Requests up to this number are answered; 0 when none was read.
+    pub holds_read: u64,
 }
 
 impl Manifest {
@@ -237,6 +260,9 @@ impl Manifest {
         }
         commit.unpinned.iter().for_each(|id| _ = self.pins.remove(id));
         self.pins.extend(commit.pinned);
+        commit.released.iter().for_each(|id| _ = self.holds.remove(id));
+        self.holds.extend(commit.held);
+        self.holds_read = self.holds_read.max(commit.holds_read);
         commit.nodes.into_iter().try_for_each(|node| self.take(node))?;
         self.point_maps.extend(commit.point_maps);
         commit.horizon.map_or(Ok(()), |horizon| self.pass(horizon))
@@ -303,10 +329,12 @@ impl ManifestCommit {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, states } = self;
+        let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, .. } = self;
+        let Self { states, held, released, holds_read, .. } = self;
         let points = points.is_empty() && dropped.is_empty() && pinned.is_empty() && unpinned.is_empty();
         let maps = nodes.is_empty() && horizon.is_none() && point_maps.is_empty();
-        segments.is_empty() && drains.is_empty() && points && maps && states.is_empty()
+        let holds = held.is_empty() && released.is_empty() && *holds_read == 0;
+        segments.is_empty() && drains.is_empty() && points && maps && states.is_empty() && holds
     }
 }
 
