@@ -28,4 +28,5 @@ mod refused;
 mod replica;
 mod restore;
 mod system_disk;
+mod two_stores;
 mod zombies;
