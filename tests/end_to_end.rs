@@ -29,4 +29,5 @@ mod refused;
 mod replica;
 mod restore;
 mod system_disk;
+mod two_stores;
 mod zombies;

@@ -64,6 +64,11 @@ pub fn keep_point(site: &Site, name: &str) -> Kept {
 }
 
 impl Kept {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// How the point differs today from what it was, if it does. `to` is a folder for scratch.
     pub fn changed(&self, site: &Site, to: &str) -> Option<String> {
         if site.path(to).exists() {

@@ -20,6 +20,8 @@ pub struct SiteOptions {
     pub machines: Vec<(&'static str, Vec<(&'static str, u64)>)>,
     /// URL of the store; a directory of the site when absent.
     pub store: Option<String>,
+    /// Directory of a vault store of its own, in the site's temporary directory; the store is the one store when absent.
+    pub vault: Option<&'static str>,
     /// Memory queue of each agent.
     pub queue_bytes: &'static str,
     /// Spool of each agent.
@@ -43,6 +45,7 @@ impl Default for SiteOptions {
         Self {
             machines: vec![("db", vec![("root", 64 << 20), ("data", 32 << 20)])],
             store: None,
+            vault: None,
             queue_bytes: "64MiB",
             spool_bytes: "256MiB",
             transport: "tls",
@@ -136,8 +139,9 @@ impl Site {
         let servers: Vec<String> = self.servers.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let servers = servers.join(", ");
         let data_dir = self.data_dir().to_string_lossy().into_owned();
+        let vault = o.vault.map(|_| format!("vault = \"{}\"\n", self.vault_url())).unwrap_or_default();
         let mut text = format!(
-            "[site]\nname = \"test\"\ndata_dir = \"{data_dir}\"\n[store]\ncache = \"{}\"\n[process_server]\n\
+            "[site]\nname = \"test\"\ndata_dir = \"{data_dir}\"\n[store]\ncache = \"{}\"\n{vault}[process_server]\n\
              listen = \"127.0.0.1:{port}\"\ntransport = \"{}\"\nsegment_age = \"{}\"\n[applier]\nmap_segments = 4\n[policy]\ncrash_every = \"{}\"\n",
             self.store_url(),
             o.transport,
@@ -179,6 +183,12 @@ impl Site {
     pub fn store_url(&self) -> String {
         let own = || format!("file://{}", self.path("site/store").to_string_lossy());
         self.options.store.clone().unwrap_or_else(own)
+    }
+
+    /// URL of the store that holds the history.
+    pub fn vault_url(&self) -> String {
+        let own = |vault| format!("file://{}", self.path(vault).to_string_lossy());
+        self.options.vault.map_or_else(|| self.store_url(), own)
     }
 
     /// A source disk's file.

@@ -103,6 +103,19 @@ pub enum ApplierError {
         /// The object.
         path: String,
     },
+    /// The vault store holds something else under the name of an object that is to be promoted.
+    #[error(
+        "{path} in the vault store {vault} is not the object of the cache store {cache}: the cache store was replaced, or \
+         something else wrote into the vault store; nothing more is promoted. What was opens with --store {vault}"
+    )]
+    VaultDiffers {
+        /// The object.
+        path: String,
+        /// The cache store.
+        cache: String,
+        /// The vault store.
+        vault: String,
+    },
     /// Segments of other machines rest on segments of the one to be purged.
     #[error("{machine} cannot be purged: segments of {by} refer to data in its stream; purge {by} first")]
     Referenced {
@@ -144,7 +157,9 @@ impl ApplierError {
         match self {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
-            ApplierError::Diverged { .. } | ApplierError::Collect(_) => ErrorKind::Damage.exit_code(),
+            ApplierError::Diverged { .. } | ApplierError::VaultDiffers { .. } | ApplierError::Collect(_) => {
+                ErrorKind::Damage.exit_code()
+            }
             _ => 1,
         }
     }

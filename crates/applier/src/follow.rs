@@ -1,4 +1,5 @@
-//! Following a stream: every accepted segment is promoted by a commit of the manifest, with the points it brings.
+//! Following a stream: every accepted segment is promoted by a commit of the manifest, with the points it brings; where the
+//! vault is a store of its own, it is copied there before that.
 //!
 //! A start goes on behind the last map: the manifest names the drains before it, which is all that decides whether later
 //! positions are points. Segments that the manifest names already are compared with it on the way. When enough segments
@@ -26,6 +27,7 @@ use crate::manifest::ManifestOwner;
 use crate::maps::{Mapping, Maps, Stretch};
 use crate::pins::PinsUnderway;
 use crate::points::{After, PointSchedule, incarnation_after};
+use crate::promote::Promotion;
 use crate::recover::{RecoverError, Validity, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
@@ -106,6 +108,10 @@ async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierErr
             return Ok(());
         }
     }
+    if shared.store.cache().is_some() {
+        // While the cache store is away, every try would leave an epoch of the manifest log in the vault store.
+        log.newest_epoch().await?;
+    }
     let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine, shared.rules.log).await?;
     let mut follower = Follower::new(shared, log, owner).await?;
     shared.with_status(|status| status.manifest_epoch = follower.owner.epoch());
@@ -138,6 +144,7 @@ struct Follower<'a> {
     recent: SegmentRun,
     next: ManifestCommit,
     committed_at: Option<Instant>,
+    promotion: Promotion,
     mapping: Mapping,
     thinning: Thinning,
     pins: PinsUnderway,
@@ -167,6 +174,7 @@ impl<'a> Follower<'a> {
             recent: SegmentRun { start: start.head, segments: Vec::new() },
             next: ManifestCommit::default(),
             committed_at: None,
+            promotion: Promotion::behind(epoch),
             mapping: Mapping::behind(maps, manifest, shared.config.map_segments, shared.rules.applier).await?,
             thinning: Thinning::default(),
             pins: PinsUnderway::default(),
@@ -243,7 +251,10 @@ impl<'a> Follower<'a> {
             return Ok(None);
         }
         match self.reader.next().await? {
-            Found::Entry(entry) if entry.position.slot == 0 => Ok(None),
+            Found::Entry(entry) if entry.position.slot == 0 => {
+                self.promotion.crosses(&entry);
+                Ok(None)
+            }
             Found::Entry(entry) if self.mapping.is_of_other_epoch(entry.position.epoch) => {
                 self.waiting = Some(entry);
                 Ok(None)
@@ -393,7 +404,24 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
+    /// Copies what the next commit names into a vault store of its own: tries until it is done, unless it cannot be.
+    async fn promote(&mut self) -> Result<(), ApplierError> {
+        let mut retry = RETRY_MIN;
+        loop {
+            match self.promotion.copy(&self.log, &self.next.segments, self.shared.rules.applier).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_damage() => return Err(error),
+                Err(error) => report(self.shared, &error),
+            }
+            if !self.shared.pause(retry).await {
+                return Err(ApplierError::Stopped);
+            }
+            retry = (retry * 2).min(RETRY_MAX);
+        }
+    }
+
     async fn commit(&mut self) -> Result<(), ApplierError> {
+        self.promote().await?;
         self.owner.begin(std::mem::take(&mut self.next));
         self.finish().await?;
         self.pins.answer();

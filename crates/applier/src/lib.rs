@@ -25,6 +25,7 @@ mod maps;
 mod needed;
 mod pins;
 mod points;
+mod promote;
 mod reckon;
 pub mod recover;
 mod replica;

@@ -4,7 +4,7 @@
 //! machine's segments nothing is deleted. Then both logs of the machine get a new epoch, so that whoever still writes
 //! them sees it at the next look and stops. Slots go first and epoch objects last, the newest at the very end: as long as
 //! anything is left, a process server that comes back is refused or starts behind it. A purge that died half-way is
-//! simply run again.
+//! simply run again. Of two stores both are emptied.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub struct UnprotectReport {
     pub machine: MachineName,
     /// Whether it was deleted; else all of it is kept.
     pub purged: bool,
-    /// Objects in the store.
+    /// Objects in the store, or in both.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -52,7 +52,10 @@ pub async fn unprotect(
     purge: bool,
 ) -> Result<UnprotectReport, ApplierError> {
     store::open_vault(store, &keys).await?;
-    let found = store.list(&segments::machine_prefix(machine)).await?;
+    let mut found = Vec::new();
+    for one in each(store) {
+        found.extend(one.list(&segments::machine_prefix(machine)).await?);
+    }
     let replica_files = data_dir.map_or(0, |data_dir| count_files(&replica::directory(data_dir, machine)));
     if found.is_empty() && replica_files == 0 {
         return Err(recover::unknown(store, machine).await?.into());
@@ -69,11 +72,19 @@ pub async fn unprotect(
     }
     refuse_if_referenced(store, &keys, machine).await?;
     fence(store, &keys, machine).await;
-    report.objects = delete_all(store, machine).await?;
+    report.objects = 0;
+    for one in each(store) {
+        report.objects += delete_all(&one, machine).await?;
+    }
     if let Some(data_dir) = data_dir {
         report.replica_files = remove_replica(data_dir, machine).await?;
     }
     Ok(report)
+}
+
+/// Of two stores the vault store, then the cache store: what process servers see goes last.
+fn each(store: &Store) -> impl Iterator<Item = Store> {
+    [Some(store.vault()), store.cache().cloned()].into_iter().flatten()
 }
 
 fn count_files(directory: &Path) -> u64 {

@@ -32,7 +32,7 @@ pub struct Global {
     /// Configuration file
     #[arg(long, global = true, value_name = "FILE", env = "FARSHORE_CONFIG", default_value = "farshore.toml")]
     pub config: PathBuf,
-    /// Store to use instead of the configured one: file:PATH, az://…, s3://… or gs://…
+    /// The one store to use instead of the configured ones: file:PATH, az://…, s3://… or gs://…
     #[arg(long, global = true, value_name = "URL")]
     pub store: Option<String>,
     /// File with the vault key or the recovery key, instead of the configured one; "-" reads standard input

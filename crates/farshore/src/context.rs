@@ -1,7 +1,8 @@
 //! What a command works on: the configuration, the store and the keys, each from where the user said.
 //!
 //! `--store` and `--key` replace their entries of the configuration; when both are given the configuration file is not
-//! even looked for. That is what recovery on a bare machine rests on.
+//! even looked for. That is what recovery on a bare machine rests on. `--store` names one store: with it a vault store opens
+//! without its cache store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use format::keys::Keys;
 use store::{Store, StoreError};
 
 use crate::cli::Global;
-use crate::config::{Config, store_url};
+use crate::config::{Config, Stores, store_url};
 use crate::failure::{one_line, usage};
 use crate::keyfile::KeySource;
 
@@ -19,7 +20,7 @@ use crate::keyfile::KeySource;
 pub fn config(global: &Global) -> anyhow::Result<Config> {
     let mut config = Config::load(&global.config)?;
     if let Some(url) = &global.store {
-        config.store = url_of_flag(url)?;
+        config.store = Stores { cache: url_of_flag(url)?, vault: None };
     }
     Ok(config)
 }
@@ -46,13 +47,18 @@ pub fn key_source(global: &Global, config: Option<&Config>) -> anyhow::Result<Ke
     }
 }
 
-/// The store of flags and configuration, not yet checked against any key.
+/// The store of flags and configuration that holds the history, not yet checked against any key.
 pub fn store_only(global: &Global) -> anyhow::Result<Store> {
-    let url = match &global.store {
-        Some(url) => url_of_flag(url)?,
-        None => config(global)?.store,
-    };
-    open_existing(&url)
+    let stores = stores(global, None)?;
+    open_existing(stores.vault.as_ref().unwrap_or(&stores.cache))
+}
+
+fn stores(global: &Global, config: Option<&Config>) -> anyhow::Result<Stores> {
+    match (&global.store, config) {
+        (Some(url), _) => Ok(Stores { cache: url_of_flag(url)?, vault: None }),
+        (None, Some(config)) => Ok(config.store.clone()),
+        (None, None) => Ok(self::config(global)?.store),
+    }
 }
 
 /// A store directory that is not there is a typing error, not a new store.
@@ -65,18 +71,23 @@ fn open_existing(url: &str) -> anyhow::Result<Store> {
     Ok(Store::open(url)?)
 }
 
-/// Store and keys for a command that reads history: the key is proven to open the store.
+/// Store and keys for a command that reads history: the key is proven to open the store. Of two stores both are opened, as one.
 pub async fn recovery(global: &Global) -> anyhow::Result<(Store, Arc<Keys>)> {
     let config = config_if_needed(global)?;
     let keys = Arc::new(Keys::new(&key_source(global, config.as_ref())?.read()?));
-    let url = match (&global.store, &config) {
-        (Some(url), _) => url_of_flag(url)?,
-        (None, Some(config)) => config.store.clone(),
-        (None, None) => return Err(usage("no store: give --store URL")),
-    };
-    let store = open_existing(&url)?;
-    open_vault(&store, &keys, &url).await?;
-    Ok((store, keys))
+    let Stores { cache, vault } = stores(global, config.as_ref())?;
+    let Some(vault) = vault else { return Ok((open_one(&cache, &keys).await?, keys)) };
+    let store = open_one(&vault, &keys).await?;
+    let cache = open_one(&cache, &keys)
+        .await
+        .with_context(|| format!("all that was promoted opens without the cache store (--store {vault})"))?;
+    Ok((store.with_cache(cache), keys))
+}
+
+async fn open_one(url: &str, keys: &Keys) -> anyhow::Result<Store> {
+    let store = open_existing(url)?;
+    open_vault(&store, keys, url).await?;
+    Ok(store)
 }
 
 async fn open_vault(store: &Store, keys: &Keys, url: &str) -> anyhow::Result<()> {
@@ -88,19 +99,33 @@ async fn open_vault(store: &Store, keys: &Keys, url: &str) -> anyhow::Result<()>
     }
 }
 
-/// Store and keys for a role: an empty store gets the vault of the key; another vault is refused, and so is a store that
-/// does not keep its promises.
-pub async fn role(global: &Global, config: &Config) -> anyhow::Result<(Store, Arc<Keys>)> {
+/// Store and keys for the process server, which knows the cache store alone.
+pub async fn gateway(global: &Global, config: &Config) -> anyhow::Result<(Store, Arc<Keys>)> {
     let keys = Arc::new(Keys::new(&key_source(global, Some(config))?.read()?));
-    let store = Store::open(&config.store)?;
+    Ok((ready(&config.store.cache, &keys).await?, keys))
+}
+
+/// Store and keys for the applier: the cache store, or the vault store with the cache store behind it.
+pub async fn target(global: &Global, config: &Config) -> anyhow::Result<(Store, Arc<Keys>)> {
+    let (cache, keys) = gateway(global, config).await?;
+    match &config.store.vault {
+        None => Ok((cache, keys)),
+        Some(vault) => Ok((ready(vault, &keys).await?.with_cache(cache), keys)),
+    }
+}
+
+/// A store that a role may work on: an empty one gets the vault of the key; that of another vault is refused, and so is one
+/// that does not keep its promises.
+async fn ready(url: &str, keys: &Keys) -> anyhow::Result<Store> {
+    let store = Store::open(url)?;
     // Nothing is tried out in the store of another vault, and a store that cannot be reached ends the start here.
-    match store::open_vault(&store, &keys).await {
+    match store::open_vault(&store, keys).await {
         Ok(()) | Err(StoreError::Missing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     refuse_unfit(&store).await?;
-    store::create_vault(&store, &keys).await?;
-    Ok((store, keys))
+    store::create_vault(&store, keys).await?;
+    Ok(store)
 }
 
 /// A store that stops answering while it is tried out has proven nothing. The role starts: it must live through outages

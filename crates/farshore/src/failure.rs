@@ -63,7 +63,9 @@ fn opinion(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         Some(StoreError::Url { .. } | StoreError::WrongKey { .. } | StoreError::Unfit { .. }) => {
             return Some(Exit::Usage);
         }
-        Some(StoreError::Damaged { .. } | StoreError::Missing { .. }) => return Some(Exit::Damage),
+        Some(StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::CacheLost { .. }) => {
+            return Some(Exit::Damage);
+        }
         _ => {}
     }
     matches!(cause.downcast_ref::<transport::TransportError>(), Some(transport::TransportError::Credentials { .. }))

@@ -75,7 +75,11 @@ fn file(u: Source) -> Result<ConfigFile> {
         },
         store: StoreTable {
             cache: text(u, &["file:store", "s3://bucket/prefix", "az://container", "gs://bucket"])?,
-            vault: if u.arbitrary()? { Some(text(u, &["file:store", "s3://bucket/prefix"])?) } else { None },
+            vault: if u.arbitrary()? {
+                Some(text(u, &["file:store", "file:vault", "s3://bucket/prefix"])?)
+            } else {
+                None
+            },
         },
         process_server: ProcessServerTable {
             listen: text(u, &["127.0.0.1:9443", "[::1]:1", "host:65535"])?,

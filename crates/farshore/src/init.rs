@@ -48,7 +48,7 @@ pub async fn init(dir: &Path) -> anyhow::Result<Made> {
     let text = TEMPLATE.replace("{site}", site.as_str());
     let file = dir.join("farshore.toml");
     let config = Config::parse(&file, &text).context("the template does not fit this directory")?;
-    let store = Store::open(&config.store)?;
+    let store = Store::open(&config.store.cache)?;
     store.probe().await?;
 
     let key = VaultKey::generate();

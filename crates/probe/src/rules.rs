@@ -67,6 +67,8 @@ pub enum Rule {
     PointsHoldSegments,
     /// What positions behind the horizon read from before it is not deleted.
     HorizonHoldsSegments,
+    /// With two stores, what a manifest names lies in the vault store before.
+    CopiedBeforeNamed,
 }
 
 impl Rule {
@@ -101,6 +103,7 @@ impl Rule {
         Rule::HorizonBehindWindow,
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
+        Rule::CopiedBeforeNamed,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -160,6 +163,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::HorizonHoldsSegments as usize + 1);
+        assert_eq!(all.len(), Rule::CopiedBeforeNamed as usize + 1);
     }
 }

@@ -269,7 +269,11 @@ impl Scene {
             Fault::CutFromServer => self.cut(server_host, machine, 25_000),
             Fault::CutServerStore => self.cut(server_host, store, 9_000),
             Fault::CutStoreAnswers => self.cut(store, server_host, 9_000),
-            Fault::CutApplierStore => self.cut(follower_host, store, 9_000),
+            Fault::CutApplierStore => {
+                let vault = self.site.vault.as_ref().map(|vault| vault.host);
+                let far = vault.filter(|_| self.rng.below(2) == 0).unwrap_or(store);
+                self.cut(follower_host, far, 9_000);
+            }
             Fault::LossyLinks => self.lossy(machine),
             Fault::StoreOutage => {
                 let all = self.all_faults();

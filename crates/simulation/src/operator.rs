@@ -133,7 +133,7 @@ impl Scene {
         };
         let boot = self.operator.boot.clone();
         let sources = self.machines[machine].sources(&boot, &mut self.operator.rng);
-        let (store, keys) = (self.site.store(&self.world, &boot, &self.operator.faults), self.site.keys.clone());
+        let (store, keys) = (self.site.history(&self.world, &boot, &self.operator.faults), self.site.keys.clone());
         let (name, rules) = (self.machines[machine].name.clone(), self.applier_rules());
         let (answer, answered) = oneshot::channel();
         self.operator.comparing[machine] = Some(answered);
@@ -162,7 +162,7 @@ impl Scene {
         }
         let boot = self.operator.boot.clone();
         let questions = Questions {
-            store: self.site.store(&self.world, &boot, &self.operator.faults),
+            store: self.site.history(&self.world, &boot, &self.operator.faults),
             keys: self.site.keys.clone(),
             rules: self.applier_rules(),
             machine: self.machines[machine].name.clone(),

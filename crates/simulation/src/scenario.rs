@@ -7,6 +7,7 @@ use applier::recover::{self, Witness};
 use futures::FutureExt;
 use futures::StreamExt;
 use model::{EventKind, Seq};
+use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::fault::Coverage;
@@ -60,6 +61,8 @@ pub struct Outcome {
     pub resend_checks: u64,
     /// Machines of whose history the horizon had passed some.
     pub passed: u64,
+    /// Machines whose history was judged from a vault store alone, when the cache store was gone.
+    pub alone: u64,
     /// Faults by the state they struck in.
     pub coverage: Coverage,
     /// Strikes of the store's faults, by name.
@@ -263,6 +266,7 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
         groups: 0,
         compares: scene.operator.compares,
         passed: 0,
+        alone: scene.site.vault.iter().count() as u64 * scene.machines.len() as u64,
         resend_checks: scene.known.iter().map(|known| known.resend_checks).sum(),
         coverage: scene.coverage.clone(),
         store_faults: scene.store_faults(),
@@ -386,7 +390,21 @@ fn state_of(scene: &Scene, index: usize, answers: &Answers) -> String {
 
 /// What clients wrote is nowhere in the store, sealed or not.
 fn search_for_plaintext(scene: &Scene) -> Result<(), Violation> {
-    let truth = &scene.site.service.truth;
+    for service in [Some(&scene.site.service), scene.site.vault.as_ref()].into_iter().flatten() {
+        search_store(scene, &service.truth)?;
+    }
+    for machine in &scene.machines {
+        for (name, bytes) in machine.files.snapshot() {
+            if contains(&bytes, MARKER) {
+                let text = format!("state file {name} of {} holds what a client wrote", machine.name);
+                return Err(Violation::new("plaintext", text));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn search_store(scene: &Scene, truth: &InMemory) -> Result<(), Violation> {
     let marker = if scene.options.sabotage == Some(Sabotage::MarkerInStore) { b"machine".as_slice() } else { MARKER };
     let all: Vec<_> = truth.list(None).collect::<Vec<_>>().now_or_never().expect("a store in memory never waits");
     for meta in all.into_iter().flatten() {
@@ -396,14 +414,6 @@ fn search_for_plaintext(scene: &Scene) -> Result<(), Violation> {
         let sabotaged = scene.options.sabotage == Some(Sabotage::MarkerInStore) && contains(named, marker);
         if contains(&bytes, marker) || sabotaged {
             return Err(Violation::new("plaintext", format!("{} holds what a client wrote", meta.location)));
-        }
-    }
-    for machine in &scene.machines {
-        for (name, bytes) in machine.files.snapshot() {
-            if contains(&bytes, MARKER) {
-                let text = format!("state file {name} of {} holds what a client wrote", machine.name);
-                return Err(Violation::new("plaintext", text));
-            }
         }
     }
     Ok(())

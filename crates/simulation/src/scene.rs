@@ -138,7 +138,10 @@ impl Scene {
         let keys = Arc::new(Keys::new(&vault_key(seed)));
         // In every other scene nothing is deleted, and the whole log can be read as well.
         let gc = derive(seed, "gc").below(2) == 0;
-        let site = Site { service, keys, log_rules: options.log_rules, rules: options.rules, gc, limbo };
+        // In every third scene the history has a store of its own.
+        let two = derive(seed, "two stores").below(3) == 0;
+        let vault = two.then(|| ObjectService::new(world.add_host("vault")));
+        let site = Site { service, vault, keys, log_rules: options.log_rules, rules: options.rules, gc, limbo };
         let seen: Arc<[AtomicU64; MACHINES_MAX]> = Arc::default();
         let count = 1 + usize::try_from(rng.below(3)).expect("small");
         let shapes: Vec<Shape> = (0..count).map(|_| shape(&mut rng)).collect();
@@ -178,11 +181,13 @@ impl Scene {
     }
 
     fn open(&mut self) {
-        let (store, keys) = (self.site.truth(), self.site.keys.clone());
         let host = self.operator.boot.host;
-        let made =
-            self.world.complete(host, Duration::from_secs(5), async move { store::create_vault(&store, &keys).await });
-        assert!(matches!(made, Some(Ok(()))), "a store in memory takes a vault: {made:?}");
+        for store in self.site.truths() {
+            let keys = self.site.keys.clone();
+            let making = async move { store::create_vault(&store, &keys).await };
+            let made = self.world.complete(host, Duration::from_secs(5), making);
+            assert!(matches!(made, Some(Ok(()))), "a store in memory takes a vault: {made:?}");
+        }
         (0..self.servers.len()).for_each(|n| self.start_server(n));
         (0..self.followers.len()).for_each(|n| self.start_follower(n));
         (0..self.machines.len()).for_each(|n| self.start_machine(n));

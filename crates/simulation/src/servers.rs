@@ -28,8 +28,10 @@ const START_RETRY: Duration = Duration::from_millis(500);
 /// What every role needs of the site.
 #[derive(Clone)]
 pub struct Site {
-    /// The store.
+    /// The store; with two, the cache store.
     pub service: ObjectService,
+    /// The vault store, where it is another one.
+    pub vault: Option<ObjectService>,
     /// The vault's keys.
     pub keys: Arc<Keys>,
     /// Rules of the epoch log.
@@ -43,18 +45,37 @@ pub struct Site {
 }
 
 impl Site {
-    /// The store as a life of a host sees it, with faults of its own.
+    /// The store that streams are written to as a life of a host sees it, with faults of its own.
     pub fn store(&self, world: &World, boot: &Boot, faults: &Faults) -> Store {
-        let remote = self.service.seen_from(boot, &world.network);
+        self.seen(&self.service, world, boot, faults)
+    }
+
+    /// The store of the history, with the cache store behind it if there are two.
+    pub fn history(&self, world: &World, boot: &Boot, faults: &Faults) -> Store {
+        let cache = self.store(world, boot, faults);
+        match &self.vault {
+            None => cache,
+            Some(vault) => self.seen(vault, world, boot, faults).with_cache(cache),
+        }
+    }
+
+    fn seen(&self, service: &ObjectService, world: &World, boot: &Boot, faults: &Faults) -> Store {
+        let remote = service.seen_from(boot, &world.network);
         if let Some(limbo) = world.handle(self.limbo) {
             faults.set_spawner(Arc::new(move |late| drop(limbo.spawn(late))));
         }
         Store::from_object_store(Arc::new(FaultStore::new(remote, faults.clone())))
     }
 
-    /// The store itself, without network or faults: for judges.
+    /// Every store itself, without network or faults.
+    pub fn truths(&self) -> impl Iterator<Item = Store> {
+        let services = [Some(&self.service), self.vault.as_ref()].into_iter().flatten();
+        services.map(|service| Store::from_object_store(service.truth.clone()))
+    }
+
+    /// What is left to judges: the store, and of two the vault store alone, for the cache store is lost by then.
     pub fn truth(&self) -> Store {
-        Store::from_object_store(self.service.truth.clone())
+        self.truths().last().expect("there is one at least")
     }
 }
 
@@ -148,7 +169,7 @@ impl Follower {
     pub fn start(&self, world: &mut World, site: &Site, machines: Vec<MachineName>) {
         let boot = world.boot(self.host);
         world.network.host_returned(self.host);
-        let store = site.store(world, &boot, &self.faults);
+        let store = site.history(world, &boot, &self.faults);
         let (site, clock, running) = (site.clone(), self.clock.clone(), self.running.clone());
         // So few that there are merges of merges within one scene.
         let map_segments = 1 + self.host % 2;

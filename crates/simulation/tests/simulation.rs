@@ -43,6 +43,7 @@ struct Total {
     compares: u64,
     resend_checks: u64,
     passed: u64,
+    alone: u64,
     coverage: Coverage,
     store_faults: BTreeMap<&'static str, u64>,
     steps: BTreeMap<&'static str, u64>,
@@ -69,6 +70,7 @@ impl Total {
         self.compares += outcome.compares;
         self.resend_checks += outcome.resend_checks;
         self.passed += outcome.passed;
+        self.alone += outcome.alone;
         self.coverage.add(&outcome.coverage);
         outcome.store_faults.iter().for_each(|(name, count)| *self.store_faults.entry(name).or_default() += count);
         outcome.steps.iter().for_each(|(name, count)| *self.steps.entry(name).or_default() += count);
@@ -110,7 +112,7 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
     eprintln!("{} seeds that failed before, and {count} fresh ones from {first}", seeds.len() as u64 - count);
     let total = run_all(&seeds);
     eprintln!(
-        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured, the horizon had moved for {} machines",
+        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured, the horizon had moved for {} machines, {} were judged without the cache store",
         total.runs,
         total.operations,
         total.coverage.total(),
@@ -118,7 +120,8 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
         total.groups,
         total.compares,
         total.resend_checks,
-        total.passed
+        total.passed,
+        total.alone
     );
     eprintln!("{}", total.coverage);
     eprintln!("faults of the store: {:?}", total.store_faults);
@@ -126,7 +129,7 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
     eprintln!("durable steps reached: {}, never: {:?}", total.steps.len(), never);
     assert!(total.broken.is_empty(), "{} of {} seeds broke a promise", total.broken.len(), total.runs);
     assert!(
-        total.groups > 0 && total.compares > 0 && total.resend_checks > 0 && total.passed > 0,
+        total.groups > 0 && total.compares > 0 && total.resend_checks > 0 && total.passed > 0 && total.alone > 0,
         "an oracle had nothing to judge"
     );
     if count >= COVERAGE_SEEDS {

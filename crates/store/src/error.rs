@@ -35,6 +35,37 @@ pub enum StoreError {
         #[source]
         source: object_store::Error,
     },
+    /// The cache store of a site with two stores did not answer: as `Unavailable`, or go on with the vault store alone.
+    #[error(
+        "the cache store {cache} did not {operation} {path}; the vault store holds all that was promoted, and opens without \
+         the cache store: --store {vault}"
+    )]
+    CacheUnavailable {
+        /// The cache store's name, without secrets.
+        cache: String,
+        /// The vault store's.
+        vault: String,
+        /// As of `Unavailable`.
+        operation: &'static str,
+        /// Object path.
+        path: String,
+        /// Cause.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The cache store is empty, or another one than the vault was promoted from: report it.
+    #[error(
+        "the cache store {cache} does not hold {path} as the vault store does: it was lost, emptied or replaced; all that was \
+         promoted opens with --store {vault}"
+    )]
+    CacheLost {
+        /// The cache store's name, without secrets.
+        cache: String,
+        /// The vault store's.
+        vault: String,
+        /// The first epoch of the log.
+        path: String,
+    },
     /// It is not known whether a create took place: the store can be read and holds nothing there, but may do so later.
     /// Retry the same bytes, or abandon the path.
     #[error("it is not known whether {path} was created")]

@@ -1,4 +1,4 @@
-//! The object store as Farshore uses it: create-only objects, the epoch log on top, and stores for tests: one that misbehaves on demand, one that counts.
+//! The object store as Farshore uses it: create-only objects in one store or two, the epoch log on top, and stores for tests: one that misbehaves on demand, one that counts.
 //!
 //! Layout below the store's URL:
 //! ```text
@@ -19,6 +19,7 @@ mod local;
 mod log;
 mod objects;
 mod probe;
+mod two;
 mod url;
 mod vault;
 

@@ -18,6 +18,7 @@ use object_store::{GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt,
 
 use crate::StoreError;
 use crate::local::LocalRoot;
+use crate::two::Cache;
 
 /// Times the same bytes are put before a create is given up as unclear.
 const CREATE_TRIES_MAX: u32 = 3;
@@ -45,11 +46,16 @@ pub struct Store {
     local: Option<Arc<LocalRoot>>,
     /// The URL it was opened by, for messages.
     url: Option<Arc<str>>,
+    /// Where streams are written, when that is another store.
+    pub(crate) cache: Option<Arc<Cache>>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.inner)
+        match self.cache() {
+            None => write!(f, "Store({})", self.inner),
+            Some(cache) => write!(f, "Store({} behind {})", cache.inner, self.inner),
+        }
     }
 }
 
@@ -62,11 +68,11 @@ impl Store {
 
     /// Wraps any object store: tests, faults.
     pub fn from_object_store(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, local: None, url: None }
+        Self { inner, local: None, url: None, cache: None }
     }
 
     pub(crate) fn from_local(inner: Arc<dyn ObjectStore>, root: LocalRoot) -> Self {
-        Self { inner, local: Some(Arc::new(root)), url: None }
+        Self { inner, local: Some(Arc::new(root)), url: None, cache: None }
     }
 
     pub(crate) fn with_url(self, url: &str) -> Self {
@@ -74,25 +80,17 @@ impl Store {
     }
 
     /// As messages call it: the URL it was opened by, or the kind of store.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.url.as_ref().map_or_else(|| self.inner.to_string(), |url| url.to_string())
     }
 
-    /// The object store below.
+    /// The object store below; of two stores, that of the vault store.
     pub fn object_store(&self) -> &Arc<dyn ObjectStore> {
         &self.inner
     }
 
-    /// Creates `path` if absent with exactly these bytes. After anything but clean success reads back and compares byte
-    /// for byte (rule 7).
-    ///
-    /// An error never proves that nothing was written: a request that timed out, here or in the retries of the client
-    /// below, may land minutes later. So an absent object is put again with the same bytes a few times, which ends in
-    /// clean success, in our own bytes, or in another's; and when it does not, the error says so. After an error the
-    /// caller may retry the same bytes at the same path or abandon the path for good, and nothing else.
-    /// Errors: `Unavailable` (the store answered neither the create nor the reading back, or refused the create),
-    /// `Unclear` (the store can be read and holds nothing there, yet did not take the object either).
-    pub async fn create(&self, path: &str, parts: Vec<Bytes>) -> Result<Created, StoreError> {
+    /// [`Store::create`] in this store, whatever lies behind it.
+    pub(crate) async fn create_here(&self, path: &str, parts: Vec<Bytes>) -> Result<Created, StoreError> {
         let location = self.location("create", path)?;
         let payload = PutPayload::from_iter(parts.iter().cloned());
         let mut delay = CREATE_RETRY_DELAY;
@@ -100,7 +98,7 @@ impl Store {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             let put = observe("create", self.inner.put_opts(&location, payload.clone(), options)).await;
             let Err(cause) = put else { return Ok(Created::Ours) };
-            match self.get(path).await {
+            match self.get_here(path).await {
                 Ok(Some(found)) if !same_bytes(&found, &parts) => return Ok(Created::Other),
                 Ok(Some(_)) => {
                     self.settle_found(path, &cause).await?;
@@ -119,8 +117,8 @@ impl Store {
         Err(StoreError::Unclear { path: path.to_owned() })
     }
 
-    /// The whole object, or none. Refuses objects over `OBJECT_BYTES_MAX`.
-    pub async fn get(&self, path: &str) -> Result<Option<Bytes>, StoreError> {
+    /// [`Store::get`] of this store.
+    pub(crate) async fn get_here(&self, path: &str) -> Result<Option<Bytes>, StoreError> {
         let location = self.location("read", path)?;
         match observe("get", self.inner.get_opts(&location, GetOptions::default())).await {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -134,8 +132,8 @@ impl Store {
         }
     }
 
-    /// Bytes `start..end`, cut at the object's end; none when there is no object. Empty when start is at or past the end.
-    pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    /// [`Store::get_range`] of this store.
+    pub(crate) async fn get_range_here(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
         let location = self.location("read", path)?;
         if range.end.saturating_sub(range.start) > OBJECT_BYTES_MAX {
             return Err(too_large(path));
@@ -172,6 +170,12 @@ impl Store {
         }
     }
 
+    /// Whether this store holds an object there.
+    pub(crate) async fn holds_here(&self, path: &str) -> Result<bool, StoreError> {
+        let location = self.location("read", path)?;
+        Ok(self.size(path, &location).await?.is_some())
+    }
+
     async fn size(&self, path: &str, location: &Path) -> Result<Option<u64>, StoreError> {
         match observe("head", self.inner.head(location)).await {
             Ok(meta) => Ok(Some(meta.size)),
@@ -180,9 +184,8 @@ impl Store {
         }
     }
 
-    /// Paths below the folder `prefix`, whole names only (`machine/db` and `machine/db/` leave out `machine/db-2`), with
-    /// their sizes, in order. For display, purge and sweeping: no safety rests on it.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    /// [`Store::list`] of this store.
+    pub(crate) async fn list_here(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
         let location = self.location("list", prefix.strip_suffix('/').unwrap_or(prefix))?;
         let mut stream = self.inner.list(Some(&location));
         let mut found = Vec::new();
@@ -207,8 +210,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Names of the "directories" right below `prefix`, in order.
-    pub(crate) async fn list_names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+    /// [`Store::list_names`] of this store.
+    pub(crate) async fn list_names_here(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let location = self.location("list", prefix)?;
         match observe("list", self.inner.list_with_delimiter(Some(&location))).await {
             Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
@@ -222,8 +225,8 @@ impl Store {
         }
     }
 
-    /// Deletes an object; absent is fine. On `file://` a power cut may bring it back, which every caller must bear
-    /// anyway: a late PUT can do the same.
+    /// Deletes an object, of two stores in the vault store alone; absent is fine. On `file://` a power cut may bring it back,
+    /// which every caller must bear anyway: a late PUT can do the same.
     pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
         let location = self.location("delete", path)?;
         match observe("delete", self.inner.delete(&location)).await {
@@ -232,12 +235,8 @@ impl Store {
         }
     }
 
-    /// Makes durable that what was seen at `path` (and beside it) is there.
-    ///
-    /// On `file://` another process may have linked an object into place and died before it synced the directory: we see
-    /// the object, and a power cut takes it away again. Nothing may rest on it before the directory is synced. Object
-    /// stores show only what is durable: there this does nothing.
-    pub(crate) async fn settle(&self, path: &str) -> Result<(), StoreError> {
+    /// [`Store::settle`] in this store.
+    pub(crate) async fn settle_here(&self, path: &str) -> Result<(), StoreError> {
         match &self.local {
             None => Ok(()),
             Some(root) => root.settle(path).await.map_err(|e| unavailable("sync", path, generic(e))),
@@ -260,7 +259,7 @@ impl Store {
             // the first one dropped, so nothing this process does here can be called durable any more.
             root.condemn();
         }
-        self.settle(path).await
+        self.settle_here(path).await
     }
 }
 

@@ -296,11 +296,12 @@ impl RecoverError {
     /// The same for an error of the store.
     pub(crate) fn store_kind(error: &StoreError) -> ErrorKind {
         match error {
-            StoreError::Damaged { .. } | StoreError::Missing { .. } => ErrorKind::Damage,
+            StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::CacheLost { .. } => ErrorKind::Damage,
             StoreError::Url { .. } | StoreError::WrongKey { .. } | StoreError::Unfit { .. } => ErrorKind::Usage,
-            StoreError::Unavailable { .. } | StoreError::Unclear { .. } | StoreError::Fenced { .. } => {
-                ErrorKind::Failed
-            }
+            StoreError::Unavailable { .. }
+            | StoreError::CacheUnavailable { .. }
+            | StoreError::Unclear { .. }
+            | StoreError::Fenced { .. } => ErrorKind::Failed,
         }
     }
 

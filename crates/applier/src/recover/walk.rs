@@ -23,6 +23,9 @@ pub(super) struct Skeleton {
     pub slots: Vec<LogPosition>,
     /// Epoch objects that must exist.
     pub epochs: Vec<u64>,
+    /// The first epoch of a stream that was begun in this store and not finished: epoch objects from it on are not all there,
+    /// and nothing but openings is. A copy into a vault store leaves this when it is cut short; nothing rests on it.
+    pub begun: Option<u64>,
     /// An epoch that is owned and not opened.
     pub unopened: Option<u64>,
     /// Slots behind an end: void.
@@ -83,8 +86,13 @@ pub(super) async fn skeleton(
     let highest = listed.epochs.iter().chain(listed.slots.keys()).chain(promoted.keys()).max().copied().unwrap_or(0);
     let occupied = |epoch: &u64| listed.slots.contains_key(epoch) || promoted.contains_key(epoch);
     let top = (passed + 1..=highest).rev().find(occupied);
+    let counted = (1..).take_while(|epoch| listed.epochs.contains(epoch)).last().unwrap_or(0);
+    let empty = listed.slots.range(counted + 1..).all(|(_, slots)| slots.iter().eq([&0]));
+    let named = promoted.keys().next_back().copied().unwrap_or(passed);
+    let begun = (log == LogKind::Stream && counted < highest && counted >= named && empty).then_some(counted + 1);
     let mut skeleton = Skeleton {
-        epochs: (1..=highest).collect(),
+        epochs: (1..begun.unwrap_or(highest.saturating_add(1))).collect(),
+        begun,
         unopened: (highest > top.unwrap_or(passed)).then_some(highest),
         ..Skeleton::default()
     };

@@ -11,6 +11,7 @@ mod process;
 mod replica;
 mod states;
 mod times;
+mod two_stores;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@ use super::{
     Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE, JOURNAL_WINDOW,
     MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable,
     ProcessServer, ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES,
-    Site, SiteTable, StoreTable, Transport,
+    Site, SiteTable, StoreTable, Stores, Transport,
 };
 
 /// "line N: message", on one line.
@@ -77,18 +77,17 @@ impl Checker<'_> {
         })
     }
 
-    fn store(&self, table: StoreTable) -> Result<String, ConfigError> {
+    fn store(&self, table: StoreTable) -> Result<Stores, ConfigError> {
         let StoreTable { cache, vault } = table;
-        let cache = store_url(&cache, self.base).map_err(|why| self.refuse("store.cache", why))?;
-        if let Some(vault) = vault {
-            let vault = store_url(&vault, self.base).map_err(|why| self.refuse("store.vault", why))?;
-            if vault != cache {
-                let why = "a vault store apart from the cache store is not supported by this version: \
-                           leave the key out, or repeat store.cache";
-                return Err(self.refuse("store.vault", why));
-            }
+        let url = |key, text: &str| store_url(text, self.base).map_err(|why| self.refuse(key, why));
+        let cache = url("store.cache", &cache)?;
+        let vault = vault.map(|vault| url("store.vault", &vault)).transpose()?.filter(|vault| *vault != cache);
+        let holds = |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+        if vault.as_ref().is_some_and(|vault| holds(vault, &cache) || holds(&cache, vault)) {
+            let why = "it and store.cache lie one within the other: give each a place of its own";
+            return Err(self.refuse("store.vault", why));
         }
-        Ok(cache)
+        Ok(Stores { cache, vault })
     }
 
     fn process_server(&self, table: ProcessServerTable) -> Result<ProcessServer, ConfigError> {

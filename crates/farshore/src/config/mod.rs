@@ -93,8 +93,8 @@ pub struct Config {
     pub file: PathBuf,
     /// The site.
     pub site: Site,
-    /// URL of the one store.
-    pub store: String,
+    /// The stores.
+    pub store: Stores,
     /// The process server.
     pub process_server: ProcessServer,
     /// The applier.
@@ -103,6 +103,15 @@ pub struct Config {
     pub policy: Policy,
     /// Machines, in the order written.
     pub machines: Vec<Machine>,
+}
+
+/// `[store]`, checked: URLs in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stores {
+    /// Where the log lives.
+    pub cache: String,
+    /// Where the history lies, when that is another store.
+    pub vault: Option<String>,
 }
 
 /// `[site]`, checked.

@@ -15,6 +15,11 @@ fn with(extra: &str) -> String {
     format!("[site]\nname = \"here\"\n[store]\ncache = \"file:store\"\n{extra}")
 }
 
+/// The same with a vault store.
+fn of_two_stores(vault: &str) -> String {
+    with("").replace("[store]\n", &format!("[store]\nvault = \"{vault}\"\n"))
+}
+
 const WEB: &str = "[[machine]]\nname = \"web\"\n[[machine.disk]]\nname = \"root\"\nsource = \"root.img\"\n";
 
 /// The refusal of a text, which must be one line and name the file.
@@ -124,7 +129,7 @@ fn a_replica_is_kept_as_the_machine_says() {
 fn relative_paths_are_relative_to_the_file() {
     let config = parse(&with(WEB)).expect("valid");
     assert_eq!(config.site.data_dir, Path::new("/etc/farshore/data"));
-    assert_eq!(config.store, "file:///etc/farshore/store");
+    assert_eq!(config.store, Stores { cache: "file:///etc/farshore/store".into(), vault: None });
     let disk = &config.machines[0].disks[0];
     assert_eq!(disk.source, Path::new("/etc/farshore/root.img"));
     assert_eq!(disk.listen, ListenAddress::Unix("/etc/farshore/data/run/nbd-web-root.sock".into()));
@@ -251,11 +256,20 @@ fn values_out_of_range_are_refused_with_the_range() {
         let says = if says == "at least" { "1 to 64 disks" } else { says };
         assert!(line.contains(says), "{line:?} should say {says:?}");
     }
-    assert!(
-        refusal("[site]\nname = \"here\"\n[store]\ncache = \"file:a\"\nvault = \"file:b\"\n").contains("store.vault")
-    );
+    for vault in ["file:store/vault", "file:.", "ftp://x"] {
+        assert!(refusal(&of_two_stores(vault)).contains("store.vault"), "{vault}");
+    }
     assert!(refusal("[site]\nname = \"here\"\n").contains("store"));
     assert!(refusal("not toml").contains("line 1"));
+}
+
+#[test]
+fn a_vault_store_is_another_store_or_none() {
+    let vault = |text: &str| parse(&of_two_stores(text)).expect(text).store.vault;
+    assert_eq!(vault("file:vault").as_deref(), Some("file:///etc/farshore/vault"));
+    assert_eq!(vault("s3://far/away").as_deref(), Some("s3://far/away"));
+    assert_eq!(vault("file:./store"), None, "repeating the cache store means one store");
+    assert_eq!(vault("file:store-2").as_deref(), Some("file:///etc/farshore/store-2"), "a neighbour is not within");
 }
 
 #[test]

@@ -331,7 +331,7 @@ impl Story {
     }
 
     async fn bytes_stored(&self) -> anyhow::Result<u64> {
-        let store = store::Store::open(&self.config.store)?;
+        let store = store::Store::open(&self.config.store.cache)?;
         Ok(store.list("machine").await?.iter().map(|(_, bytes)| bytes).sum())
     }
 

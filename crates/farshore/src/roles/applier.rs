@@ -29,7 +29,7 @@ impl ApplierRole {
     /// Starts following every configured machine.
     pub async fn start(global: &Global, config: &Config) -> anyhow::Result<Self> {
         let lock = RoleLock::take(config, Socket::Applier)?;
-        let (store, keys) = context::role(global, config).await?;
+        let (store, keys) = context::target(global, config).await?;
         let replicas = config.machines.iter().filter_map(|m| Some((m.name.clone(), m.replica.clone()?))).collect();
         let settings = ApplierConfig {
             data_dir: config.site.data_dir.clone(),

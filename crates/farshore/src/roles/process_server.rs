@@ -25,7 +25,7 @@ impl ProcessServerRole {
     /// Starts it. Where the CA's key is, the certificates of all configured machines are issued too, for their hosts.
     pub async fn start(global: &Global, config: &Config) -> anyhow::Result<Self> {
         let lock = RoleLock::take(config, Socket::ProcessServer)?;
-        let (store, keys) = context::role(global, config).await?;
+        let (store, keys) = context::gateway(global, config).await?;
         let identity = pki::identity(&config.site.ca, Identities::ProcessServer, &config.site.name)?;
         if pki::can_issue(&config.site.ca) {
             for machine in &config.machines {

@@ -17,6 +17,7 @@
 //!   folded epoch or behind it. Its opening
 //!   stays too: a writer that attaches looks for the highest opened epoch, finds that one or a higher one, and never
 //!   sees what is gone. So replication needs no manifest, and damage in the manifest log does not stop it.
+//! - Of two stores the vault store alone is collected (docs/rfcs/0008-two-stores.md).
 //! - LIST only finds what to judge. What it leaves out stays until it is found; what it makes up is judged by its place.
 //! - Any subset of the deletions may have happened when the process dies. The next pass finds the rest.
 
@@ -270,7 +271,7 @@ impl Proof {
                 LogKind::Manifest => BTreeSet::new(),
             };
             let prefix = log_prefix(&log.machine, log.kind);
-            for (path, bytes) in log.store.list(&prefix).await? {
+            for (path, bytes) in log.store.vault().list(&prefix).await? {
                 match place_of(&prefix, &path) {
                     Place::Unknown => return Err(CollectError::Stray { path }),
                     Place::Epoch => {}
@@ -292,7 +293,7 @@ impl Proof {
         let Some(needed) = &self.needed else { return Ok(Vec::new()) };
         let prefix = map_prefix(&stream.machine);
         let (mut missing, mut garbage) = (needed.maps.clone(), Vec::new());
-        for (path, bytes) in stream.store.list(&prefix).await? {
+        for (path, bytes) in stream.store.vault().list(&prefix).await? {
             let Some((epoch, number)) = map_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
             missing.remove(&(epoch, number));
             garbage.extend(self.judge_map(epoch, number).map(|why| Garbage { path, bytes, why }));

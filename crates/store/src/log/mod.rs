@@ -122,6 +122,11 @@ impl EpochLog {
         self.epoch_exists(1).await
     }
 
+    /// A look: the highest epoch at some moment after this call began; 0 while there is none.
+    pub async fn newest_epoch(&self) -> Result<u64, StoreError> {
+        self.highest_epoch(0).await
+    }
+
     /// Rule 7, for every object of a log.
     async fn create(&self, path: &str, parts: Vec<Bytes>, rules: LogRules) -> Result<Created, StoreError> {
         match self.store.create(path, parts).await {

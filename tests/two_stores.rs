@@ -1,0 +1,198 @@
+//! A cache store and vault stores of their own: two appliers follow one stream at once, each into its own; then the cache store
+//! is gone for good, and each vault store alone gives everything back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::harness::judge::{Kept, keep_point};
+use crate::harness::load::{Load, Writer};
+use crate::harness::site::{Ran, assert_same, difference};
+use crate::harness::tools::try_run;
+use crate::harness::{Proc, Seed, Site, SiteOptions, eventually};
+
+fn options(vault: &'static str) -> SiteOptions {
+    let machines = vec![("db", vec![("root", 24 << 20), ("data", 16 << 20)])];
+    SiteOptions { machines, vault: Some(vault), ..SiteOptions::default() }
+}
+
+fn load(site: &Site, seed: u64) -> Writer {
+    let pace = Some(Duration::from_millis(5));
+    let load = Load { in_flight: 8, start: 0, bytes: 8 << 20, blocks_max: 16, pace };
+    Writer::start(site, load, Seed::from_environment(seed))
+}
+
+fn wait_written(writer: &Writer, more: u64) {
+    let before = writer.written();
+    eventually("the client writes", || match writer.written() {
+        written if written > before + more => Ok(()),
+        written => Err(format!("{written} operations")),
+    });
+}
+
+/// Waits until an applier has promoted everything up to `head` and its replica stands there, equal to the source.
+fn wait_processed(site: &Site, source: &Site, head: u64) {
+    eventually("the applier stands at the end", || {
+        let status = site.control("applier", "GET", "/status", "")?;
+        let machine = &status["machines"][0];
+        let done = machine["processed_seq"] == head && machine["replica"]["seq"] == head;
+        if done { Ok(()) } else { Err(format!("{status:#}")) }
+    });
+    for disk in ["root", "data"] {
+        assert_same(&source.source("db", disk), &site.data_dir().join(format!("replica/db/{disk}.raw")));
+    }
+}
+
+/// A vault store alone, and the key on paper.
+struct Alone<'a> {
+    site: &'a Site,
+    store: String,
+    key: String,
+    out: PathBuf,
+}
+
+impl<'a> Alone<'a> {
+    fn new(site: &'a Site, vault: &str) -> Self {
+        let key = site.path(&format!("{vault}.txt"));
+        std::fs::write(&key, &site.recovery_key).expect("key is written");
+        let store = format!("file://{}", site.path(vault).to_string_lossy());
+        Self { site, store, key: key.to_string_lossy().into_owned(), out: site.path(&format!("{vault}-out")) }
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.site.run_bare(&[&["--store", &self.store, "--key", &self.key], args].concat())
+    }
+
+    fn works(&self, args: &[&str]) -> Ran {
+        let ran = self.run(args);
+        assert_eq!(ran.code, 0, "{args:?} works with {}: {ran:?}", self.store);
+        ran
+    }
+
+    fn restore(&self, at: &str) -> [PathBuf; 2] {
+        let to = self.out.join(at.replace(':', "-"));
+        self.works(&["restore", "db", "--at", at, "--to", &to.to_string_lossy(), "--format", "raw"]);
+        ["root", "data"].map(|disk| to.join(format!("db-{disk}.raw")))
+    }
+
+    fn serve(&self, disk: &str) -> Proc {
+        let socket = self.out.join(format!("{disk}.sock"));
+        let listen = format!("unix:{}", socket.to_string_lossy());
+        let mut serve = self.site.command();
+        serve.args(["--store", &self.store, "--key", &self.key, "serve", "db", "--disk", disk, "--at", "latest"]);
+        serve.args(["--listen", &listen]);
+        let served = Proc::start("serve", serve, &self.out.join("serve.log"));
+        eventually("what is served equals the source", || {
+            let target = format!("nbd+unix:///{disk}?socket={}", socket.to_string_lossy());
+            let source = self.site.source("db", disk).to_string_lossy().into_owned();
+            let out = try_run("qemu-img", &["compare", "-f", "raw", &source, &target]);
+            if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+        });
+        served
+    }
+}
+
+/// What a vault store alone must give: the newest content, a point of before, a whole log, a served disk.
+fn judge(site: &Site, vault: &str, kept: &Kept) {
+    let alone = Alone::new(site, vault);
+    let listed: serde_json::Value =
+        serde_json::from_str(&alone.works(&["--json", "points", "db"]).stdout).expect("one object");
+    let point = listed["points"].as_array().expect("points").iter().find(|point| point["id"] == kept.id());
+    let seq = point.expect("the kept point is there")["seq"].as_u64().expect("a number");
+    let latest = alone.restore("latest");
+    for (disk, restored) in ["root", "data"].iter().zip(&latest) {
+        assert_same(&site.source("db", disk), restored);
+    }
+    for ((_, before), restored) in kept.files.iter().zip(&alone.restore(&format!("seq:{seq}"))) {
+        assert_same(before, restored);
+        assert!(
+            latest.iter().all(|latest| difference(latest, before).is_some()),
+            "the control: they are not all alike"
+        );
+    }
+    alone.works(&["verify", "db"]);
+    alone.serve("root").kill();
+}
+
+#[test]
+fn each_of_two_vault_stores_is_enough_when_the_cache_store_is_gone() {
+    let site = Site::new(options("vault-a"));
+    let other = site.sibling("other", SiteOptions { store: Some(site.store_url()), ..options("vault-b") });
+    let server = site.start(&["process-server"]);
+    let agent = site.start_agent("db");
+    let (first, second) = (site.start(&["applier"]), other.start(&["applier"]));
+    let writer = load(&site, 501);
+    wait_written(&writer, 200);
+    // The stream goes on in another epoch, and one of the appliers dies under load and comes back.
+    assert!(server.stop(crate::harness::PATIENCE).success());
+    let server = site.start(&["process-server"]);
+    second.kill();
+    wait_written(&writer, 200);
+    let second = other.start(&["applier"]);
+    let kept = keep_point(&site, "kept");
+    wait_written(&writer, 200);
+    writer.finish();
+    let head = site.wait_stored("db");
+    wait_processed(&site, &site, head);
+    wait_processed(&other, &site, head);
+    for of in [&site, &other] {
+        let status = of.control("applier", "GET", "/status", "").expect("status");
+        assert!(status["machines"][0]["last_error"].is_null(), "neither fences the other: {status:#}");
+        assert_eq!(of.run(&["verify", "db"]).code, 0);
+    }
+    agent.kill();
+    server.kill();
+    std::fs::rename(site.path("site/store"), site.path("gone")).expect("the cache store disappears");
+    eventually("the applier says that the cache store is lost", || {
+        let status = site.control("applier", "GET", "/status", "")?;
+        let said = status["machines"][0]["last_error"].as_str().unwrap_or_default().to_owned();
+        let names = said.contains("lost, emptied or replaced") && said.contains(&site.vault_url());
+        if names { Ok(()) } else { Err(format!("{status:#}")) }
+    });
+    first.kill();
+    second.kill();
+    let told = site.run(&["points", "db"]);
+    assert_eq!(told.code, 2, "{told:?}");
+    assert!(told.stderr.contains(&format!("--store {}", site.vault_url())), "it says how to go on: {told:?}");
+    judge(&site, "vault-a", &kept);
+    judge(&site, "vault-b", &kept);
+    // The judge's control: a vault store that lacks one segment is not enough.
+    let segment = newest_segment(&site.path("vault-b/machine/db/stream/seg"));
+    std::fs::remove_file(&segment).expect("a segment is removed");
+    assert_eq!(Alone::new(&site, "vault-b").run(&["verify", "db"]).code, 3, "{} is missing", segment.display());
+}
+
+fn newest_segment(folder: &std::path::Path) -> PathBuf {
+    let newest = |folder: &std::path::Path| {
+        let names = std::fs::read_dir(folder).expect("listed").map(|entry| entry.expect("entry").path());
+        names.max().expect("something is there")
+    };
+    newest(&newest(folder))
+}
+
+#[test]
+fn purge_empties_the_cache_store_and_the_vault_store() {
+    let site = Site::new(options("vault"));
+    let server = site.start(&["process-server"]);
+    let agent = site.start_agent("db");
+    let applier = site.start(&["applier"]);
+    let writer = load(&site, 502);
+    wait_written(&writer, 50);
+    writer.finish();
+    let head = site.wait_stored("db");
+    wait_processed(&site, &site, head);
+    [agent, applier, server].into_iter().for_each(Proc::kill);
+    let machine = |store: &str| site.path(&format!("{store}/machine/db"));
+    let files = |store: &str| walk(&machine(store));
+    assert!(files("site/store") > 2 && files("vault") > 4);
+    let purged = site.json(&["unprotect", "db", "--purge"]);
+    assert_eq!(purged["purged"], true, "{purged:#}");
+    assert_eq!((files("site/store"), files("vault")), (0, 0));
+    assert!(site.path("vault/vault").exists() && site.path("site/store/vault").exists(), "the vault itself stays");
+}
+
+/// Files below a folder.
+fn walk(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let entries = entries.map(|entry| entry.expect("entry").path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { 1 }).sum()
+}
