@@ -4,7 +4,7 @@
 //! even looked for. That is what recovery on a bare machine rests on. `--store` names one store: with it a vault store opens
 //! without its cache store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use format::keys::Keys;
 use store::{Store, StoreError};
 
 use crate::cli::Global;
-use crate::config::{Config, Stores, store_url};
+use crate::config::{Config, RecoverTable, Stores, store_url};
 use crate::failure::{one_line, usage};
 use crate::keyfile::KeySource;
 
@@ -88,6 +88,14 @@ async fn open_one(url: &str, keys: &Keys) -> anyhow::Result<Store> {
     let store = open_existing(url)?;
     open_vault(&store, keys, url).await?;
     Ok(store)
+}
+
+/// Directory and bound of the read cache: that of the flag, else the configured one, if any.
+pub fn cache_dir(global: &Global, flag: Option<&Path>) -> anyhow::Result<Option<(PathBuf, u64)>> {
+    let recover = config_if_needed(global)?.map(|config| config.recover);
+    let bytes = recover.as_ref().map_or(RecoverTable::default().cache_bytes.0, |recover| recover.cache_bytes);
+    let dir = flag.map(Path::to_owned).or(recover.and_then(|recover| recover.cache_dir));
+    Ok(dir.map(|dir| (dir, bytes)))
 }
 
 async fn open_vault(store: &Store, keys: &Keys, url: &str) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ mod horizon;
 mod overlay;
 mod positions;
 mod process;
+mod reads;
 mod replica;
 mod states;
 mod times;
