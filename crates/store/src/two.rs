@@ -170,7 +170,9 @@ fn is_of_stream(path: &str) -> bool {
 /// The first epoch of the log that this is an epoch of.
 fn first_epoch(path: &str) -> Option<String> {
     let (folder, _) = path.rsplit_once('/')?;
-    folder.ends_with("/stream/epoch").then(|| format!("{folder}/{:016x}", 1))
+    let mut above = folder.rsplit('/');
+    let of_stream = (above.next(), above.next()) == (Some("epoch"), Some("stream"));
+    of_stream.then(|| format!("{folder}/{:016x}", 1))
 }
 
 #[cfg(test)]
