@@ -24,6 +24,7 @@ mod outage;
 mod power_cut;
 mod power_recording;
 mod prefix;
+mod reads;
 mod refused;
 mod replica;
 mod restore;

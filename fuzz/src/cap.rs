@@ -61,6 +61,10 @@ pub const MAP: Cap = Cap { fixed: BUILT, per_byte: COPIES * GROWTH * 19 };
 /// Objects: a table as in [`SEGMENT`], and the text of its dump.
 pub const OBJECT: Cap = Cap { fixed: BUILT, per_byte: SEGMENT.per_byte };
 
+/// Read traces: a range takes 16 bytes in a file, and 32 in memory besides a node of the tree of starts; one of the fuzzer's
+/// choice takes 4 bytes of input.
+pub const TRACE: Cap = Cap { fixed: BUILT_SMALL, per_byte: COPIES * GROWTH * 12 };
+
 /// Spool slots: payloads are slices; the target copies its input, and writes two slots of it.
 pub const SPOOL: Cap = Cap { fixed: 16 << 10, per_byte: 8 };
 

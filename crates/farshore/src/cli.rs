@@ -272,6 +272,10 @@ pub struct ServeArgs {
     /// certificate of the site; needs the configuration)
     #[arg(long, value_name = "ADDRESS")]
     pub listen: ListenAddress,
+    /// Directory that keeps what is read of the store, sealed as it is there, for this and later exports; any number of
+    /// processes may share it. Instead of the configured one, with its bound or 8GiB
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
     /// New file for what clients write; without it a nameless temporary file takes it
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,

@@ -3,7 +3,7 @@
 //! `--store` and `--key` replace their entries of the configuration; when both are given the configuration file is not
 //! even looked for. That is what recovery on a bare machine rests on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -11,7 +11,7 @@ use format::keys::Keys;
 use store::{Store, StoreError};
 
 use crate::cli::Global;
-use crate::config::{Config, store_url};
+use crate::config::{Config, RecoverTable, store_url};
 use crate::failure::{one_line, usage};
 use crate::keyfile::KeySource;
 
@@ -77,6 +77,14 @@ pub async fn recovery(global: &Global) -> anyhow::Result<(Store, Arc<Keys>)> {
     let store = open_existing(&url)?;
     open_vault(&store, &keys, &url).await?;
     Ok((store, keys))
+}
+
+/// Directory and bound of the read cache: that of the flag, else the configured one, if any.
+pub fn cache_dir(global: &Global, flag: Option<&Path>) -> anyhow::Result<Option<(PathBuf, u64)>> {
+    let recover = config_if_needed(global)?.map(|config| config.recover);
+    let bytes = recover.as_ref().map_or(RecoverTable::default().cache_bytes.0, |recover| recover.cache_bytes);
+    let dir = flag.map(Path::to_owned).or(recover.and_then(|recover| recover.cache_dir));
+    Ok(dir.map(|dir| (dir, bytes)))
 }
 
 async fn open_vault(store: &Store, keys: &Keys, url: &str) -> anyhow::Result<()> {

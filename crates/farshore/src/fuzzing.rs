@@ -7,8 +7,8 @@ use arbitrary::{Result, Unstructured};
 use model::{ByteSize, PointId, Selector, Seq, Timestamp};
 
 use crate::config::{
-    ApplierTable, Config, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable,
-    StoreTable,
+    ApplierTable, Config, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable,
+    RecoverTable, SiteTable, StoreTable,
 };
 
 /// Most machines, disks and addresses in a configuration that is built.
@@ -85,6 +85,10 @@ fn file(u: Source) -> Result<ConfigFile> {
             epoch_life: text(u, &["6h", "1m", "7d"])?,
         },
         applier: ApplierTable { gc: u.arbitrary()?, map_segments: u.arbitrary()?, state_digests: u.arbitrary()? },
+        recover: RecoverTable {
+            cache_dir: if u.arbitrary()? { Some(text(u, &["cache", "/var/cache/farshore"])?) } else { None },
+            cache_bytes: size(u)?,
+        },
         policy: PolicyTable {
             crash_every: text(u, &["60s", "1h"])?,
             journal_window: text(u, &["24h", "0s"])?,

@@ -6,6 +6,7 @@
 
 use arbitrary::Unstructured;
 use bytes::Bytes;
+use model::{Extent, SECTOR_BYTES};
 
 use crate::keys::{Keys, VaultKey};
 use crate::manifest::{Manifest, ManifestCommit};
@@ -18,6 +19,7 @@ use crate::segment::{
     ChunkAt, Commit, FrameInfo, FrameOpener, FrameSealer, SealedSegment, SegmentReader, TABLE_VERSIONS, Table,
     assemble, check_table, decode_table, open_segment,
 };
+use crate::trace::ReadTrace;
 use crate::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind};
 use crate::{Codec, Compressor, FormatError, Level, decompress, dump, map, versioned};
 
@@ -254,6 +256,30 @@ pub fn object(data: &[u8]) {
         let _ = dump.to_string();
     }
     let _ = built_object(&keys, &mut Unstructured::new(data));
+}
+
+/// A read trace, as it is and with its hash put right; and one of the fuzzer's choice.
+pub fn trace(data: &[u8]) {
+    trace_comes_back(data);
+    if let Some((hashed, _)) = data.split_last_chunk::<16>() {
+        trace_comes_back(&[hashed, &blake3::hash(hashed).as_bytes()[..16]].concat());
+    }
+    let mut trace = ReadTrace::default();
+    for numbers in data.as_chunks::<4>().0 {
+        let (offset, sectors) =
+            (u16::from_le_bytes([numbers[0], numbers[1]]), u16::from_le_bytes([numbers[2], numbers[3]]));
+        if let Ok(extent) = Extent::new(u64::from(offset) * SECTOR_BYTES, u64::from(sectors) * SECTOR_BYTES) {
+            trace.read(extent);
+        }
+    }
+    trace_comes_back(&trace.encode());
+    assert_eq!(ReadTrace::decode(&trace.encode()), Ok(trace));
+}
+
+fn trace_comes_back(bytes: &[u8]) {
+    if let Ok(trace) = ReadTrace::decode(bytes) {
+        assert_eq!(trace.encode(), bytes, "every byte means something");
+    }
 }
 
 /// A small object of the fuzzer's choice: sealed and opened.

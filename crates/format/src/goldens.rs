@@ -44,6 +44,7 @@ fn written_now() -> Vec<Golden> {
     all.push(("manifest", "manifest-body-v2".into(), samples::manifest().encode()));
     all.push(("manifest", "manifest-commit-body-v2".into(), samples::manifest_commit().encode()));
     all.push(("manifest", "opening-body-v2".into(), samples::opening().encode()));
+    all.push(("trace", "read-trace-v1".into(), samples::trace().encode()));
     for (name, frame) in samples::frames() {
         all.push(("wire", format!("wire-v1-{name}"), frame.encode().concat()));
     }

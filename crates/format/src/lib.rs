@@ -21,6 +21,7 @@ mod samples;
 mod seal;
 pub mod segment;
 pub mod state;
+pub mod trace;
 mod versioned;
 pub mod wire;
 

@@ -260,3 +260,12 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame)> {
         ("bye", Frame::Bye),
     ]
 }
+
+/// A read trace, two of whose ranges came in parts.
+pub fn trace() -> crate::trace::ReadTrace {
+    let mut trace = crate::trace::ReadTrace::default();
+    for (offset, len) in [(1 << 40, 4096), (0, 512), (512, 1024), (8192, 65536), (4096, 8192)] {
+        assert!(trace.read(Extent::new(offset, len).expect("sectors")));
+    }
+    trace
+}

@@ -101,7 +101,7 @@ async fn load(questions: &mut Questions) -> Result<recover::History, RecoverErro
     // An owner that died before it opened its epoch leaves the end undecided; nobody opens one on a judge's behalf here.
     // The log alone must say the same as the maps of it.
     let without_maps = questions.rng.below(4) == 0;
-    let options = LoadOptions { settle: SETTLE, without_maps, progress: None };
+    let options = LoadOptions { settle: SETTLE, without_maps, ..LoadOptions::default() };
     let (store, keys) = (&questions.store, questions.keys.clone());
     let loaded = recover::History::load_with_rules(store, keys, &questions.machine, options, questions.rules).await;
     match loaded {

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
 use format::map::{self, MapIndex, MapName, MapRun, Node};
@@ -13,7 +14,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use store::Store;
 use tokio::sync::Semaphore;
 
-use crate::recover::RecoverError;
+use crate::recover::{RecoverError, Sealed};
 use crate::segments;
 
 /// Opened pages kept, in bytes of memory.
@@ -95,7 +96,7 @@ pub(crate) fn map_place(machine: &MachineName, name: MapName) -> Place {
 
 /// Reads the maps of one machine.
 pub(crate) struct Maps {
-    store: Store,
+    sealed: Sealed,
     keys: Arc<Keys>,
     machine: MachineName,
     indexes: Cache<MapName, Arc<OpenMap>, ByBytes, BuildHasherDefault<DefaultHasher>>,
@@ -110,12 +111,17 @@ fn options(bytes: u64, items: usize) -> quick_cache::Options {
 }
 
 impl Maps {
-    /// Nothing read yet.
+    /// Nothing read yet; reads the store.
     pub fn new(store: Store, keys: Arc<Keys>, machine: MachineName) -> Self {
+        Self::through(Sealed::new(store, None), keys, machine)
+    }
+
+    /// Nothing read yet; reads through this.
+    pub fn through(sealed: Sealed, keys: Arc<Keys>, machine: MachineName) -> Self {
         let indexes = options(INDEX_CACHE_BYTES, PAGE_CACHE_ITEMS);
         let pages = options(PAGE_CACHE_BYTES, PAGE_CACHE_ITEMS);
         Self {
-            store,
+            sealed,
             keys,
             machine,
             indexes: Cache::with_options(indexes, ByBytes, Default::default(), DefaultLifecycle::default()),
@@ -131,7 +137,7 @@ impl Maps {
 
     /// The store they are in.
     pub fn store(&self) -> &Store {
-        &self.store
+        self.sealed.store()
     }
 
     /// Keys of its vault.
@@ -155,10 +161,12 @@ impl Maps {
         let path = map_path(&self.machine, node.map);
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let bytes = HEADER_BYTES as u64 + u64::from(node.index_bytes);
-        let found = self.store.get_range(&path, 0..bytes).await?;
-        let found = found.ok_or_else(|| segments::missing(path.clone(), MISSED))?;
-        let (header, index) = map::index_of(&self.keys, &map_place(&self.machine, node.map), &found)
-            .map_err(|source| damaged(path, &source))?;
+        let open = |found: &Bytes| {
+            map::index_of(&self.keys, &map_place(&self.machine, node.map), found)
+                .map_err(|source| damaged(path.clone(), &source))
+        };
+        let opened = self.sealed.open(&path, 0..bytes, open).await?;
+        let (header, index) = opened.ok_or_else(|| segments::missing(path, MISSED))?;
         Ok(Arc::new(OpenMap { name: node.map, header, index }))
     }
 
@@ -172,9 +180,11 @@ impl Maps {
         let path = map_path(&self.machine, of.name);
         let info = &of.index.pages[number];
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
-        let found = self.store.get_range(&path, map::page_range(&of.header, info)).await?;
-        let found = found.ok_or_else(|| segments::missing(path.clone(), MISSED))?;
-        let runs = map::open_page(&self.keys, of.header.id, info, &found);
-        Ok(Arc::new(runs.map_err(|source| damaged(path, &source))?))
+        let open = |found: &Bytes| {
+            let runs = map::open_page(&self.keys, of.header.id, info, found);
+            runs.map_err(|source| damaged(path.clone(), &source))
+        };
+        let runs = self.sealed.open(&path, map::page_range(&of.header, info), open).await?;
+        Ok(Arc::new(runs.ok_or_else(|| segments::missing(path, MISSED))?))
     }
 }

@@ -18,7 +18,7 @@ use crate::testing::{Contents, TestLog, name, vault, vault_in};
 use crate::tests::{contents, follow};
 
 fn options(without_maps: bool) -> LoadOptions {
-    LoadOptions { settle: Duration::ZERO, without_maps, progress: None }
+    LoadOptions { settle: Duration::ZERO, without_maps, ..LoadOptions::default() }
 }
 
 async fn history(log: &TestLog, without_maps: bool) -> Result<History, RecoverError> {

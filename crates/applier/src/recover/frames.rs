@@ -1,25 +1,33 @@
-//! Frames on demand: a ranged GET, opened, and kept in a small cache for as long as it is in use.
+//! Frames on demand: ranged GETs, opened, and kept in a small cache for as long as they are in use.
 //!
-//! Concurrent readers of one frame fetch it once. The objects are named by small numbers, so that maps stay small; each
-//! is authenticated by its header when its first frame is wanted and its table is not known. What is known of tables is
+//! Who wants many frames asks for them together ([`Frames::all`]): those that lie near one another in their object come in
+//! one GET ([`stretches`]), several GETs at a time. Concurrent readers of one frame fetch it once: who is to fetch it holds its place in
+//! the cache meanwhile. A reader of many never waits for another's while it holds places of its own, so no two wait for
+//! each other.
+//!
+//! The objects are named by small numbers, so that maps stay small; each is authenticated by its header when its first frame is wanted and its table is not known. What is known of tables is
 //! bounded too: a disk may have its bytes in more segments than fit in memory.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use format::keys::Keys;
 use format::map::{Tag, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
-use format::segment::{FrameInfo, open_frame, open_table};
+use format::segment::{FrameInfo, FrameOpener, open_table};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::MachineName;
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard};
 use quick_cache::{OptionsBuilder, Weighter};
 use store::{LogPosition, Store};
 use tokio::sync::Semaphore;
 
-use super::RecoverError;
+use super::{RecoverError, Sealed, Source};
 use crate::segments;
 
 /// Opened frames kept, in plain bytes.
@@ -41,8 +49,23 @@ const LAYOUT_READ_BYTES: u64 = 32 << 10;
 /// fetched again, is the same in every run.
 const FRAME_CACHE_SHARDS: usize = 8;
 
-/// Fetches from the store in flight at once.
+/// Fetches in flight at once.
 const FETCHES_MAX: usize = 16;
+
+/// Of these at most so many for one reader.
+const READ_FETCHES_MAX: usize = 8;
+
+/// Largest gap between two frames that are fetched by one GET, in bytes: it costs less than a second GET.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+
+/// Most bytes of one GET for frames; a frame that is larger is fetched alone.
+const GET_BYTES_MAX: u64 = 4 << 20;
+
+/// So many zeros at its start mean that a frame is not in the cache.
+const HOLE_BYTES: usize = 32;
+
+/// Frames opened before others may go on.
+const FRAMES_A_TURN: usize = 8;
 
 /// Where a segment lies.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +101,26 @@ impl Layout {
     pub fn frame(&self, number: u32) -> Option<&FrameInfo> {
         self.frames.binary_search_by_key(&number, |frame| frame.number).ok().map(|i| &self.frames[i])
     }
+
+    /// Where a frame lies in the object.
+    fn range(&self, frame: &FrameInfo) -> Option<Range<u64>> {
+        let start = self.data_start.checked_add(frame.offset)?;
+        Some(start..start.checked_add(u64::from(frame.sealed_bytes))?)
+    }
 }
+
+/// A frame's place in the cache: who holds it fetches the frame, and whoever else wants it waits.
+type FramePlace<'a> = PlaceholderGuard<
+    'a,
+    (u32, u32),
+    Bytes,
+    ByBytes,
+    BuildHasherDefault<DefaultHasher>,
+    DefaultLifecycle<(u32, u32), Bytes>,
+>;
+
+/// Places of frames of one object, by number.
+type Places<'a> = BTreeMap<u32, FramePlace<'a>>;
 
 struct Entry {
     place: ObjectPlace,
@@ -108,7 +150,7 @@ impl Weighter<u32, Arc<Layout>> for ByBytes {
 
 /// Fetches, opens and caches frames.
 pub(crate) struct Frames {
-    store: Store,
+    sealed: Sealed,
     keys: Arc<Keys>,
     entries: Mutex<Entries>,
     layouts: Cache<u32, Arc<Layout>, ByBytes, BuildHasherDefault<DefaultHasher>>,
@@ -117,12 +159,17 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Nothing known yet.
+    /// Nothing known yet; reads the store.
     pub fn new(store: Store, keys: Arc<Keys>) -> Self {
+        Self::through(Sealed::new(store, None), keys)
+    }
+
+    /// Nothing known yet; reads through this.
+    pub fn through(sealed: Sealed, keys: Arc<Keys>) -> Self {
         let frames = options(FRAME_CACHE_BYTES, FRAME_CACHE_ITEMS);
         let layouts = options(LAYOUT_CACHE_BYTES, LAYOUT_CACHE_ITEMS);
         Self {
-            store,
+            sealed,
             keys,
             entries: Mutex::default(),
             layouts: Cache::with_options(layouts, ByBytes, Default::default(), DefaultLifecycle::default()),
@@ -155,7 +202,44 @@ impl Frames {
 
     /// The plain bytes of a frame.
     pub async fn frame(&self, object: u32, number: u32) -> Result<Bytes, RecoverError> {
-        self.cache.get_or_insert_async(&(object, number), self.fetch(object, number)).await
+        match self.cache.get_value_or_guard_async(&(object, number)).await {
+            Ok(plain) => Ok(plain),
+            Err(place) => {
+                let mut brought = self.bring(object, BTreeMap::from([(number, place)])).await?;
+                Ok(brought.pop().expect("what is asked for is brought, or an error says why not").1)
+            }
+        }
+    }
+
+    /// The plain bytes of all frames that these sources name. The caller bounds how many: all are held at once.
+    pub async fn all(
+        &self,
+        sources: impl IntoIterator<Item = Source>,
+    ) -> Result<BTreeMap<(u32, u32), Bytes>, RecoverError> {
+        let (mut found, mut ours, mut others) = (BTreeMap::new(), BTreeMap::<u32, Places>::new(), Vec::new());
+        for source in sources {
+            let Source::Data { place: object, frame: number, .. } = source else { continue };
+            if found.contains_key(&(object, number)) || ours.get(&object).is_some_and(|ours| ours.contains_key(&number))
+            {
+                continue;
+            }
+            match self.cache.get_value_or_guard(&(object, number), Some(Duration::ZERO)) {
+                GuardResult::Value(plain) => _ = found.insert((object, number), plain),
+                GuardResult::Guard(place) => _ = ours.entry(object).or_default().insert(number, place),
+                GuardResult::Timeout => others.push((object, number)),
+            }
+        }
+        let bring =
+            |(object, places)| async move { Ok::<_, RecoverError>((object, self.bring(object, places).await?)) };
+        let bringing: Vec<BoxFuture<'_, _>> = ours.into_iter().map(|of| bring(of).boxed()).collect();
+        let mut brought = futures::stream::iter(bringing).buffered(READ_FETCHES_MAX);
+        while let Some((object, frames)) = brought.try_next().await? {
+            found.extend(frames.into_iter().map(|(number, plain)| ((object, number), plain)));
+        }
+        for (object, number) in others {
+            found.insert((object, number), self.frame(object, number).await?);
+        }
+        Ok(found)
     }
 
     /// A record wants more of a frame than it has.
@@ -169,60 +253,157 @@ impl Frames {
         entries.entries[object as usize].clone()
     }
 
-    async fn fetch(&self, object: u32, number: u32) -> Result<Bytes, RecoverError> {
+    /// Brings frames of an object into their places, and returns them.
+    async fn bring(&self, object: u32, mut places: Places<'_>) -> Result<Vec<(u32, Bytes)>, RecoverError> {
         let entry = self.entry(object);
-        let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let layout = self.layouts.get_or_insert_async(&object, self.read_layout(&entry.place)).await?;
         let damage = |what: String| RecoverError::Damage { path: entry.place.path(), what };
-        let info = layout.frame(number).ok_or_else(|| damage(format!("it has no frame {number}")))?;
-        let start = layout.data_start.checked_add(info.offset);
-        let end = start.and_then(|start| start.checked_add(u64::from(info.sealed_bytes)));
-        let (Some(start), Some(end)) = (start, end) else {
-            return Err(damage(format!("frame {number} lies nowhere")));
-        };
-        let sealed = self.sealed(&entry, start..end).await?;
-        let plain = open_frame(&self.keys, layout.id, info, &sealed)
-            .map_err(|source| RecoverError::damaged(entry.place.path(), source))?;
-        Ok(Bytes::from(plain))
+        let mut wanted = Vec::with_capacity(places.len());
+        for number in places.keys() {
+            let frame = layout.frame(*number).ok_or_else(|| damage(format!("it has no frame {number}")))?;
+            let range = layout.range(frame).ok_or_else(|| damage(format!("frame {number} lies nowhere")))?;
+            wanted.push(Wanted { frame: *frame, range });
+        }
+        let mut opened = futures::stream::iter(stretches(wanted))
+            .map(|stretch| self.open_stretch(&entry, layout.id, stretch))
+            .buffered(READ_FETCHES_MAX);
+        let mut brought = Vec::with_capacity(places.len());
+        while let Some(frames) = opened.try_next().await? {
+            for (number, plain) in frames {
+                if let Some(place) = places.remove(&number) {
+                    // Refused when the place is gone from the cache: then it is just not kept.
+                    let _ = place.insert(plain.clone());
+                }
+                brought.push((number, plain));
+            }
+        }
+        Ok(brought)
     }
 
-    async fn sealed(&self, entry: &Entry, range: std::ops::Range<u64>) -> Result<Bytes, RecoverError> {
+    /// The plain bytes of frames that lie near one another.
+    async fn open_stretch(
+        &self,
+        entry: &Entry,
+        id: ObjectId,
+        stretch: Vec<Wanted>,
+    ) -> Result<Vec<(u32, Bytes)>, RecoverError> {
+        let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
+        let (path, opener) = (entry.place.path(), FrameOpener::new(&self.keys, id));
+        let (mut opened, mut missed) = (Vec::with_capacity(stretch.len()), stretch);
         let whole = entry.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(whole) = whole {
-            let len = whole.len() as u64;
-            let cut = range.start.min(len) as usize..range.end.min(len) as usize;
-            return Ok(whole.slice(cut));
+        if whole.is_none()
+            && let Some(cached) = self.sealed.cached(&path, range_of(&missed)).await
+        {
+            let (start, asked) = (range_of(&missed).start, std::mem::take(&mut missed));
+            for wanted in asked {
+                let sealed = cut(&cached, start, &wanted.range);
+                // A hole in a sparse file: no need to try.
+                let hole = sealed.iter().take(HOLE_BYTES).all(|byte| *byte == 0);
+                match if hole { None } else { opener.open(&wanted.frame, &sealed).ok() } {
+                    Some(plain) => opened.push((wanted.frame.number, Bytes::from(plain))),
+                    None => missed.push(wanted),
+                }
+            }
+            self.sealed.count(opened.len() as u64, missed.len() as u64);
         }
-        let path = entry.place.path();
-        self.store.get_range(&path, range).await?.ok_or_else(|| segments::missing(path, "records refer to its data"))
+        for stretch in stretches(missed) {
+            let range = range_of(&stretch);
+            let bytes = match &whole {
+                Some(whole) => cut(whole, 0, &range),
+                None => {
+                    let fetched = self.sealed.fetch(&path, range.clone()).await?;
+                    fetched.ok_or_else(|| segments::missing(path.clone(), "records refer to its data"))?
+                }
+            };
+            for (n, wanted) in stretch.iter().enumerate() {
+                if n % FRAMES_A_TURN == FRAMES_A_TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
+                let plain = opener.open(&wanted.frame, &cut(&bytes, range.start, &wanted.range));
+                let plain = plain.map_err(|source| RecoverError::damaged(path.clone(), source))?;
+                opened.push((wanted.frame.number, Bytes::from(plain)));
+            }
+            if whole.is_none() {
+                self.sealed.keep(&path, range.start, bytes);
+            }
+        }
+        Ok(opened)
     }
 
     /// Header and table of an object that was only named so far.
     async fn read_layout(&self, place: &ObjectPlace) -> Result<Arc<Layout>, RecoverError> {
+        let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let path = place.path();
         let refused = |source| RecoverError::damaged(path.clone(), source);
         let gone = || segments::missing(path.clone(), "records refer to its data");
-        let head = self.store.get_range(&path, 0..LAYOUT_READ_BYTES).await?.ok_or_else(gone)?;
-        let header = ObjectHeader::parse(&self.keys, &head).map_err(refused)?;
         let belongs = Place {
             machine: Some(place.machine.clone()),
             log: Some(LogKind::Stream),
             epoch: place.position.epoch,
             slot: place.position.slot,
         };
-        header.expect_place(ObjectKind::Segment, &belongs).map_err(refused)?;
-        if tag(&header.id) != place.tag {
-            let what = "it is not the segment that records refer to".to_owned();
-            return Err(RecoverError::Damage { path: path.clone(), what });
-        }
-        let data_start = segments::data_start(&header);
-        let sealed = match head.get(HEADER_BYTES..usize::try_from(data_start).unwrap_or(usize::MAX)) {
-            Some(_) => head.slice(HEADER_BYTES..data_start as usize),
-            None => self.store.get_range(&path, HEADER_BYTES as u64..data_start).await?.ok_or_else(gone)?,
+        let layout = |header: &ObjectHeader, sealed: &[u8]| {
+            let table = open_table(&self.keys, header, sealed).map_err(refused)?;
+            let data_start = segments::data_start(header);
+            Ok::<_, RecoverError>(Arc::new(Layout { id: header.id, data_start, frames: table.frames }))
         };
-        let table = open_table(&self.keys, &header, &sealed).map_err(refused)?;
-        Ok(Arc::new(Layout { id: header.id, data_start, frames: table.frames }))
+        // The header, and the layout if all of the table is there.
+        let head = |head: &Bytes| {
+            let header = ObjectHeader::parse(&self.keys, head).map_err(refused)?;
+            header.expect_place(ObjectKind::Segment, &belongs).map_err(refused)?;
+            if tag(&header.id) != place.tag {
+                let what = "it is not the segment that records refer to".to_owned();
+                return Err(RecoverError::Damage { path: path.clone(), what });
+            }
+            let end = usize::try_from(segments::data_start(&header)).unwrap_or(usize::MAX);
+            let table = head.get(HEADER_BYTES..end).map(|sealed| layout(&header, sealed)).transpose()?;
+            Ok((header, table))
+        };
+        let (header, table) = self.sealed.open(&path, 0..LAYOUT_READ_BYTES, head).await?.ok_or_else(gone)?;
+        match table {
+            Some(layout) => Ok(layout),
+            None => {
+                let range = HEADER_BYTES as u64..segments::data_start(&header);
+                self.sealed.open(&path, range, |sealed| layout(&header, sealed)).await?.ok_or_else(gone)
+            }
+        }
     }
+}
+
+/// A frame that is asked for, and where it lies in its object.
+struct Wanted {
+    frame: FrameInfo,
+    range: Range<u64>,
+}
+
+/// Puts together what one GET brings: frames in order, with small gaps between them, up to a bound.
+fn stretches(mut wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
+    wanted.sort_unstable_by_key(|wanted| (wanted.range.start, wanted.frame.number));
+    let mut stretches: Vec<Vec<Wanted>> = Vec::new();
+    for wanted in wanted {
+        match stretches.last_mut() {
+            Some(stretch) if joins(&range_of(stretch), &wanted.range) => stretch.push(wanted),
+            _ => stretches.push(vec![wanted]),
+        }
+    }
+    stretches
+}
+
+fn joins(before: &Range<u64>, next: &Range<u64>) -> bool {
+    let gap = next.start.saturating_sub(before.end);
+    gap <= GAP_BYTES_MAX && next.end.max(before.end) - before.start <= GET_BYTES_MAX
+}
+
+/// From the first byte of a stretch to its last.
+fn range_of(stretch: &[Wanted]) -> Range<u64> {
+    let start = stretch.first().map_or(0, |first| first.range.start);
+    start..stretch.iter().map(|wanted| wanted.range.end).max().unwrap_or(start)
+}
+
+/// A range of an object out of its bytes from `start` on, as far as they go.
+fn cut(bytes: &Bytes, start: u64, range: &Range<u64>) -> Bytes {
+    let at = |offset: u64| offset.saturating_sub(start).min(bytes.len() as u64) as usize;
+    bytes.slice(at(range.start)..at(range.end).max(at(range.start)))
 }
 
 fn options(bytes: u64, items: usize) -> quick_cache::Options {

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::progress::tell;
 use super::records::Records;
-use super::{Frames, ProgressFn, RecoverError, Stage, Validity};
+use super::{Frames, ProgressFn, ReadCache, RecoverError, Sealed, Stage, Validity};
 use crate::maps::{Maps, Stretch, stretch_of_seq, stretch_of_time, way_to};
 use crate::points::incarnation_after;
 use crate::stream::{Found, StreamReader};
@@ -47,11 +47,13 @@ pub struct LoadOptions {
     pub without_maps: bool,
     /// Is told how many records were read.
     pub progress: Option<ProgressFn>,
+    /// What is read of maps and of positions that are opened goes through it. The log itself is read from the store.
+    pub cache: Option<Arc<ReadCache>>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { settle: Duration::from_secs(5), without_maps: false, progress: None }
+        Self { settle: Duration::from_secs(5), without_maps: false, progress: None, cache: None }
     }
 }
 
@@ -64,6 +66,7 @@ pub(super) struct Origin {
     horizon: LogHead,
     /// Maps of the points up to there.
     point_maps: BTreeMap<PointId, Node>,
+    cache: Option<Arc<ReadCache>>,
     rules: ApplierRules,
 }
 
@@ -77,10 +80,16 @@ impl Origin {
         Ok(newest.nodes != self.nodes || horizon != self.horizon || newest.point_maps != self.point_maps)
     }
 
+    /// The cache that it is read through.
+    pub fn cache(&self) -> Option<&Arc<ReadCache>> {
+        self.cache.as_ref()
+    }
+
     /// The same history, loaded again.
     pub async fn load(&self) -> Result<History, RecoverError> {
         let EpochLog { store, keys, machine, .. } = &self.log;
-        History::load_with_rules(store, keys.clone(), machine, LoadOptions::default(), self.rules).await
+        let options = LoadOptions { cache: self.cache.clone(), ..LoadOptions::default() };
+        History::load_with_rules(store, keys.clone(), machine, options, self.rules).await
     }
 }
 
@@ -161,16 +170,18 @@ impl History {
         let processed = known.end().head.position.seq;
         let unmapped = if options.without_maps { Stretch::default() } else { known };
         let walked = Records::from(machine.clone(), unmapped.end().head);
+        let sealed = Sealed::new(store.clone(), options.cache.clone());
         let mut history = Self {
             machine: machine.clone(),
             validity: Validity::replay(&promoted.drains, walked.start().position.seq, rules.applier),
-            maps: Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone())),
-            frames: Arc::new(Frames::new(store.clone(), keys)),
+            maps: Arc::new(Maps::through(sealed.clone(), keys.clone(), machine.clone())),
+            frames: Arc::new(Frames::through(sealed, keys)),
             origin: Arc::new(Origin {
                 log,
                 nodes,
                 horizon,
                 point_maps: std::mem::take(&mut promoted.point_maps),
+                cache: options.cache.clone(),
                 rules,
             }),
             unmapped,

@@ -4,6 +4,8 @@
 //! opens as a [`PointReader`]: maps of what came before, the records of one stretch over them, bytes fetched on demand.
 //! Restore, serve, verify and compare all stand on that.
 
+mod ahead;
+mod cache;
 mod compare;
 mod digest;
 mod error;
@@ -15,12 +17,15 @@ mod point;
 mod progress;
 mod records;
 mod restore;
+mod sealed;
 mod selection;
 mod state;
+mod trace;
 mod validity;
 mod verify;
 mod walk;
 
+pub use cache::{CACHE_BYTES_MIN, ReadCache, ReadCacheStats};
 pub use compare::{CompareReport, compare};
 pub use error::{ErrorKind, RecoverError};
 pub use history::{History, LoadOptions};
@@ -36,10 +41,13 @@ pub use verify::{
 
 pub use crate::replica::processed;
 
+#[cfg(test)]
+pub(crate) use ahead::ReadAhead;
 pub(crate) use digest::Reckoned;
 pub(crate) use frames::{Frames, Layout, ObjectPlace};
 pub(crate) use history::{stream_log, stream_log_with, unknown};
 pub(crate) use map::Source;
-pub(crate) use point::{read_run, source_of};
+pub(crate) use point::{piece_of, source_of};
+pub(crate) use sealed::Sealed;
 pub(crate) use state::Disks;
 pub(crate) use validity::Validity;

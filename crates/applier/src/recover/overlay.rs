@@ -16,7 +16,10 @@ use disk::{Disk, RawDisk};
 use model::{Extent, SECTOR_BYTES};
 use nbd::{BlockStatus, Errno, Export, ZeroFlags};
 use tokio::sync::RwLock;
+use tokio::task::AbortHandle;
 
+use super::ahead::ReadAhead;
+use super::trace::Recorder;
 use super::{PointDisk, RecoverError};
 
 /// Grain of the overlay.
@@ -79,6 +82,10 @@ impl Index {
 /// A point's disk with a copy-on-write overlay.
 pub struct OverlayExport {
     point: Arc<PointDisk>,
+    reader: Arc<ReadAhead>,
+    recorder: Option<Arc<Recorder>>,
+    /// Fetches what an earlier export read first.
+    prefetch: Option<AbortHandle>,
     overlay: RawDisk,
     index: Mutex<Index>,
     locks: Vec<RwLock<()>>,
@@ -87,14 +94,35 @@ pub struct OverlayExport {
 }
 
 impl OverlayExport {
-    /// Makes the export; the overlay goes into a new file at `overlay`, or into a file without a name.
+    /// Makes the export, whose reads are read ahead for. With a cache on disk they are recorded, and what was read first of an
+    /// earlier export is fetched. The overlay goes into a new file at `overlay`, or into a file without a name.
     /// Errors: `Target` (the file exists), `File`.
     pub async fn create(point: Arc<PointDisk>, overlay: Option<&Path>) -> Result<Self, RecoverError> {
         let (size, path) = (point.size(), overlay.map(Path::to_owned));
         let created = tokio::task::spawn_blocking(move || create_overlay(path.as_deref(), size)).await;
         let overlay = created.expect("creating a file does not panic and is not cancelled")?;
         let locks = (0..LOCKS).map(|_| RwLock::new(())).collect();
-        Ok(Self { point, overlay, index: Mutex::default(), locks, broken: AtomicBool::new(false) })
+        let (reader, recorder) = (Arc::new(ReadAhead::new(point.clone())), Recorder::open(&point).await);
+        let prefetch = recorder.clone().map(|recorder| {
+            let reader = reader.clone();
+            tokio::spawn(async move { recorder.prefetch(reader).await }).abort_handle()
+        });
+        let (index, broken) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { point, reader, recorder, prefetch, overlay, index, locks, broken })
+    }
+
+    /// Keeps what was recorded of its reads. For the end of an export: now and then it is kept anyway.
+    pub async fn save_trace(&self) {
+        if let Some(recorder) = &self.recorder {
+            recorder.save().await;
+        }
+    }
+
+    async fn read_point(&self, extent: Extent) -> Result<Bytes, Errno> {
+        if let Some(recorder) = &self.recorder {
+            recorder.note(extent);
+        }
+        self.reader.read(extent).await.map_err(|e| failed("read", &e))
     }
 
     fn held(&self, block: u64) -> Held {
@@ -139,7 +167,7 @@ impl OverlayExport {
         let mut bytes = BytesMut::with_capacity(extent.len() as usize);
         for (run, held) in self.runs(extent) {
             match held {
-                Held::Point => bytes.extend_from_slice(&self.point.read(run).await.map_err(|e| failed("read", &e))?),
+                Held::Point => bytes.extend_from_slice(&self.read_point(run).await?),
                 Held::Overlay => {
                     bytes.extend_from_slice(&self.overlay.read(run).await.map_err(|e| refused("read", &e))?)
                 }
@@ -196,6 +224,12 @@ impl OverlayExport {
     fn check_unbroken(&self) -> Result<(), Errno> {
         // Relaxed: set once and never cleared, and no other memory is published by it.
         if self.broken.load(Ordering::Relaxed) { Err(Errno::Io) } else { Ok(()) }
+    }
+}
+
+impl Drop for OverlayExport {
+    fn drop(&mut self) {
+        self.prefetch.iter().for_each(AbortHandle::abort);
     }
 }
 

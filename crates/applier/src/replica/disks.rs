@@ -15,13 +15,19 @@ use super::state::{DiskPlace, ReplicaDisk};
 use super::target::{Target, resize_image, resize_raw};
 use crate::ApplierError;
 use crate::files::sync_directory;
-use crate::recover::{Frames, Source, read_run};
+use crate::recover::{Frames, Source, piece_of};
 
 /// Bytes of one write.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Writes in flight at once.
 const WRITES_INFLIGHT: usize = 8;
+
+/// Of these, those of one lot.
+const PIECES_AT_ONCE: usize = 4;
+
+/// Pieces of one lot: their frames are asked for together, so that neighbours come in one GET.
+const PIECES_TOGETHER: usize = 64;
 
 struct Open {
     name: DiskName,
@@ -175,9 +181,11 @@ impl ReplicaDisks {
             let boundary = if source == Source::Zero { run.end() } else { PIECE_BYTES };
             run.split_at_multiples(boundary).map(move |piece| (piece, source.advance(piece.offset() - run.offset())))
         });
-        let mut writes = futures::stream::iter(pieces)
-            .map(|(piece, source)| write_run(frames, open, piece, source))
-            .buffer_unordered(WRITES_INFLIGHT);
+        let pieces: Vec<_> = pieces.collect();
+        let lots: Vec<_> = pieces.chunks(PIECES_TOGETHER).map(<[_]>::to_vec).collect();
+        let mut writes = futures::stream::iter(lots)
+            .map(|together| write_pieces(frames, open, together))
+            .buffer_unordered(WRITES_INFLIGHT / PIECES_AT_ONCE);
         let mut result = Ok(());
         while let Some(written) = writes.next().await {
             result = result.and(written);
@@ -212,14 +220,24 @@ impl ReplicaDisks {
     }
 }
 
-async fn write_run(frames: &Frames, open: &Open, run: Extent, source: Source) -> Result<(), ApplierError> {
-    match source {
-        Source::Zero => open.target.zero(run).await.map_err(failed("write", &open.path)),
-        Source::Data { .. } => {
-            let bytes = read_run(frames, run, source).await.map_err(ApplierError::Recover)?;
-            open.target.write(run.offset(), bytes).await.map_err(failed("write", &open.path))
-        }
+/// Writes pieces whose frames are asked for together.
+async fn write_pieces(frames: &Frames, open: &Open, pieces: Vec<(Extent, Source)>) -> Result<(), ApplierError> {
+    let plain = frames.all(pieces.iter().map(|(_, source)| *source)).await.map_err(ApplierError::Recover)?;
+    let plain = &plain;
+    let mut writes = futures::stream::iter(pieces)
+        .map(|(piece, source)| async move {
+            let written = match piece_of(frames, plain, piece, source).map_err(ApplierError::Recover)? {
+                None => open.target.zero(piece).await,
+                Some(bytes) => open.target.write(piece.offset(), bytes).await,
+            };
+            written.map_err(failed("write", &open.path))
+        })
+        .buffer_unordered(PIECES_AT_ONCE);
+    let mut result = Ok(());
+    while let Some(written) = writes.next().await {
+        result = result.and(written);
     }
+    result
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {

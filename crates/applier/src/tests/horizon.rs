@@ -292,7 +292,7 @@ async fn a_disk_that_is_being_read_goes_on_when_its_maps_are_collected() {
 #[tokio::test]
 async fn the_log_alone_is_refused_in_words_once_it_is_not_whole() {
     let log = play(&long()).await;
-    let options = LoadOptions { settle: Duration::ZERO, without_maps: true, progress: None };
+    let options = LoadOptions { settle: Duration::ZERO, without_maps: true, ..LoadOptions::default() };
     let refused = History::load(&log.store, log.keys.clone(), &log.machine, options).await.err().expect("refused");
     assert!(matches!(refused, RecoverError::LogCollected { .. }), "{refused}");
 }

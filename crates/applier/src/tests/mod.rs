@@ -7,6 +7,7 @@ mod horizon;
 mod overlay;
 mod positions;
 mod process;
+mod reads;
 mod replica;
 mod states;
 mod times;

@@ -29,7 +29,7 @@ struct Job {
 /// Copies; on SIGINT or SIGTERM it removes what it has copied.
 pub async fn run(global: &Global, args: &CpArgs, output: Output) -> anyhow::Result<()> {
     let stop = until_stopped()?;
-    let reader = point::open(global, &args.machine, &args.at).await?;
+    let reader = point::open_cached(global, &args.machine, &args.at, None).await?;
     let place = ls::place(&reader, args.disk.as_ref(), args.partition)?;
     let stopped = Arc::new(AtomicBool::new(false));
     let job = Job {

@@ -15,7 +15,7 @@ use crate::output::{Output, bytes_text};
 
 /// Lists partitions, or files when a partition or a path was given.
 pub async fn run(global: &Global, args: &LsArgs, output: Output) -> anyhow::Result<()> {
-    let reader = point::open(global, &args.machine, &args.at).await?;
+    let reader = point::open_cached(global, &args.machine, &args.at, None).await?;
     let mut object = json!({ "machine": args.machine, "position": point::position(reader.at()) });
     if args.path.is_none() && args.partition.is_none() {
         let disks = disks(&reader, args.disk.as_ref()).await?;

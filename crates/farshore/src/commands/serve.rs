@@ -21,10 +21,10 @@ const CONNECTIONS_MAX: usize = 32;
 /// Serves until SIGINT or SIGTERM.
 pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::Result<()> {
     let stop = until_stopped()?;
-    let reader = point::open(global, &args.machine, &args.at).await?;
+    let reader = point::open_cached(global, &args.machine, &args.at, args.cache.as_deref()).await?;
     let disk = reader.disk(&args.disk)?;
     let size = disk.size();
-    let export = OverlayExport::create(disk, args.overlay.as_deref()).await?;
+    let export = Arc::new(OverlayExport::create(disk, args.overlay.as_deref()).await?);
     let tls = match args.listen.tls_host() {
         None => None,
         Some(_) => {
@@ -40,7 +40,7 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
         connections_max: CONNECTIONS_MAX,
     };
     let server =
-        Server::start(config, Arc::new(export)).await.with_context(|| format!("cannot serve on {}", args.listen))?;
+        Server::start(config, export.clone()).await.with_context(|| format!("cannot serve on {}", args.listen))?;
     let object = json!({
         "machine": args.machine,
         "disk": args.disk,
@@ -63,5 +63,6 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
     });
     stop.await;
     server.stop().await;
+    export.save_trace().await;
     Ok(())
 }

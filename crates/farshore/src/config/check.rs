@@ -13,10 +13,10 @@ use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Applier, ApplierTable, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE, JOURNAL_WINDOW,
-    MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy, PolicyTable,
-    ProcessServer, ProcessServerTable, QUEUE_BYTES, SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES,
-    Site, SiteTable, StoreTable, Transport,
+    Applier, ApplierTable, CACHE_BYTES, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE,
+    JOURNAL_WINDOW, MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy,
+    PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES, Recover, RecoverTable, SEGMENT_AGE, SEGMENT_BYTES,
+    SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Transport,
 };
 
 /// "line N: message", on one line.
@@ -46,11 +46,12 @@ impl Checker<'_> {
 
     /// The whole file.
     pub fn config(&self, file: ConfigFile) -> Result<Config, ConfigError> {
-        let ConfigFile { site, store, process_server, applier, policy, machine } = file;
+        let ConfigFile { site, store, process_server, applier, recover, policy, machine } = file;
         let site = self.site(site)?;
         let store = self.store(store)?;
         let process_server = self.process_server(process_server)?;
         let applier = self.applier(applier)?;
+        let recover = self.recover(recover)?;
         let policy = self.policy(policy)?;
         if machine.len() > MACHINES_MAX {
             return Err(self.refuse("machine", format!("{} machines; at most {MACHINES_MAX}", machine.len())));
@@ -64,7 +65,7 @@ impl Checker<'_> {
             machines.push(machine);
         }
         self.sources_and_listeners_are_distinct(&machines)?;
-        Ok(Config { file: self.path.to_owned(), site, store, process_server, applier, policy, machines })
+        Ok(Config { file: self.path.to_owned(), site, store, process_server, applier, recover, policy, machines })
     }
 
     fn site(&self, table: SiteTable) -> Result<Site, ConfigError> {
@@ -121,6 +122,12 @@ impl Checker<'_> {
                 Err(self.refuse("applier.map_segments", why))
             }
         }
+    }
+
+    fn recover(&self, table: RecoverTable) -> Result<Recover, ConfigError> {
+        let RecoverTable { cache_dir, cache_bytes } = table;
+        let cache_dir = cache_dir.map(|dir| self.file_path("recover.cache_dir", &dir)).transpose()?;
+        Ok(Recover { cache_dir, cache_bytes: self.size("recover.cache_bytes", cache_bytes, CACHE_BYTES)? })
     }
 
     fn policy(&self, table: PolicyTable) -> Result<Policy, ConfigError> {

@@ -19,6 +19,9 @@ pub struct ConfigFile {
     /// `[applier]`
     #[serde(default)]
     pub applier: ApplierTable,
+    /// `[recover]`
+    #[serde(default)]
+    pub recover: RecoverTable,
     /// `[policy]`
     #[serde(default)]
     pub policy: PolicyTable,
@@ -80,6 +83,16 @@ pub struct ApplierTable {
     pub map_segments: u32,
     /// Whether state digests of points are reckoned.
     pub state_digests: bool,
+}
+
+/// `[recover]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecoverTable {
+    /// Directory of the read cache.
+    pub cache_dir: Option<String>,
+    /// Bytes that it may hold.
+    pub cache_bytes: ByteSize,
 }
 
 /// `[policy]`
@@ -162,6 +175,12 @@ impl Default for ProcessServerTable {
 impl Default for ApplierTable {
     fn default() -> Self {
         Self { gc: false, map_segments: 64, state_digests: true }
+    }
+}
+
+impl Default for RecoverTable {
+    fn default() -> Self {
+        Self { cache_dir: None, cache_bytes: ByteSize(8 << 30) }
     }
 }
 

@@ -21,8 +21,8 @@ use check::{Checker, syntax_line};
 
 pub use check::store_url;
 pub use file::{
-    ApplierTable, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, SiteTable,
-    StoreTable,
+    ApplierTable, ConfigFile, DiskTable, MachineTable, OneOrMany, PolicyTable, ProcessServerTable, RecoverTable,
+    SiteTable, StoreTable,
 };
 
 /// What `init` writes; `{site}` stands for the site's name.
@@ -43,6 +43,8 @@ pub const JOURNAL_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::
 pub const QUEUE_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 30;
 /// Payload bytes an agent spills to a file; 0 for none.
 pub const SPOOL_BYTES: RangeInclusive<u64> = 0..=16 << 40;
+/// Bytes of the read cache.
+pub const CACHE_BYTES: RangeInclusive<u64> = applier::recover::CACHE_BYTES_MIN..=64 << 40;
 /// Machines in one file.
 pub const MACHINES_MAX: usize = 1024;
 /// Disks of one machine.
@@ -99,6 +101,8 @@ pub struct Config {
     pub process_server: ProcessServer,
     /// The applier.
     pub applier: Applier,
+    /// Reading points.
+    pub recover: Recover,
     /// Policy.
     pub policy: Policy,
     /// Machines, in the order written.
@@ -153,6 +157,15 @@ pub struct Applier {
     pub map_segments: usize,
     /// Whether state digests of points are reckoned.
     pub state_digests: bool,
+}
+
+/// `[recover]`, checked.
+#[derive(Debug, Clone)]
+pub struct Recover {
+    /// Directory of the read cache; none when there is no cache.
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes that it may hold.
+    pub cache_bytes: u64,
 }
 
 /// `[policy]`, checked.

@@ -57,6 +57,7 @@ fn every_key() -> Vec<String> {
         store: StoreTable { cache: "c".into(), vault: Some("v".into()) },
         process_server: ProcessServerTable::default(),
         applier: ApplierTable::default(),
+        recover: RecoverTable { cache_dir: Some("c".into()), ..RecoverTable::default() },
         policy: PolicyTable::default(),
         machine: vec![MachineTable {
             name: "m".into(),

@@ -84,3 +84,8 @@ fn object_survives_any_bytes() {
 fn map() {
     run("map", super::map);
 }
+
+#[test]
+fn trace_survives_any_bytes() {
+    run("trace", super::trace);
+}

@@ -6,9 +6,14 @@
 //! data, 1024 unless it says otherwise: a third each of table pages, bytes that do not compress, and holes. Files lie
 //! below TMPDIR.
 //!
+//! Then how many GETs a restore takes ([`gets`]), and how fast a served point answers random reads ([`served`]).
+//!
 //! All read what a warm page cache holds and all end with `sync -f`. Farshore's figures are of whole processes that open
 //! a sealed store with the vault key. It is shown with its read-back, which reads everything once more from the medium and which the
 //! others do not have, and without. qemu-img reads a qcow2 image that is compressed and not encrypted.
+
+mod gets;
+mod served;
 
 use std::fs::File;
 use std::io::Write;
@@ -66,7 +71,9 @@ fn main() -> Result<()> {
     )?;
     bench.report("qemu-img convert, raw to raw", "qemu-img", &raw, "source", "out")?;
     let restic = ["-q", "restore", "latest", "--target", "out"];
-    bench.report("restic restore", "restic", &restic, "repo", "out/source")
+    bench.report("restic restore", "restic", &restic, "repo", "out/source")?;
+    gets::report(&bench)?;
+    served::report(&bench)
 }
 
 impl Bench {
