@@ -6,7 +6,8 @@
 //! data, 1024 unless it says otherwise: a third each of table pages, bytes that do not compress, and holes. Files lie
 //! below TMPDIR.
 //!
-//! Then how many GETs a restore takes ([`gets`]), and how fast a served point answers random reads ([`served`]).
+//! Then how many GETs a restore takes ([`gets`]), and how fast a served point answers random reads ([`served`]). Each section can
+//! be had alone: behind `--`, name `restore`, `gets` or `served`.
 //!
 //! All read what a warm page cache holds and all end with `sync -f`. Farshore's figures are of whole processes that open
 //! a sealed store with the vault key. It is shown with its read-back, which reads everything once more from the medium and which the
@@ -47,6 +48,23 @@ fn main() -> Result<()> {
     let bench = Bench { dir: dir.path().to_owned(), farshore, bytes: mib << 20 };
     bench.make_source()?;
     bench.replicate()?;
+    // Sections by name, all of them without one.
+    let sections: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |section: &str| sections.is_empty() || sections.iter().any(|one| one == section);
+    if wanted("restore") {
+        restored(&bench, mib)?;
+    }
+    if wanted("gets") {
+        gets::report(&bench)?;
+    }
+    if wanted("served") {
+        served::report(&bench)?;
+    }
+    Ok(())
+}
+
+/// Restores, beside what others do.
+fn restored(bench: &Bench, mib: u64) -> Result<()> {
     bench.run(
         "qemu-img",
         &["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "source", "image"],
@@ -71,9 +89,7 @@ fn main() -> Result<()> {
     )?;
     bench.report("qemu-img convert, raw to raw", "qemu-img", &raw, "source", "out")?;
     let restic = ["-q", "restore", "latest", "--target", "out"];
-    bench.report("restic restore", "restic", &restic, "repo", "out/source")?;
-    gets::report(&bench)?;
-    served::report(&bench)
+    bench.report("restic restore", "restic", &restic, "repo", "out/source")
 }
 
 impl Bench {
