@@ -67,6 +67,10 @@ pub enum Rule {
     PointsHoldSegments,
     /// What positions behind the horizon read from before it is not deleted.
     HorizonHoldsSegments,
+    /// A pack holds every frame that some promised position needs of the segments for which it stands.
+    PackHoldsNeeded,
+    /// A segment is deleted only when an acknowledged manifest names the pack that stands for it.
+    PackNamedFirst,
 }
 
 impl Rule {
@@ -101,6 +105,8 @@ impl Rule {
         Rule::HorizonBehindWindow,
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
+        Rule::PackHoldsNeeded,
+        Rule::PackNamedFirst,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -160,6 +166,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::HorizonHoldsSegments as usize + 1);
+        assert_eq!(all.len(), Rule::PackNamedFirst as usize + 1);
     }
 }

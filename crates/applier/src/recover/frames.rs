@@ -2,7 +2,8 @@
 //!
 //! Concurrent readers of one frame fetch it once. The objects are named by small numbers, so that maps stay small; each
 //! is authenticated by its header when its first frame is wanted and its table is not known. What is known of tables is
-//! bounded too: a disk may have its bytes in more segments than fit in memory.
+//! bounded too: a disk may have its bytes in more segments than fit in memory. Where the manifest names a pack that stands for a
+//! segment, the frames are read from the pack.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use format::keys::Keys;
 use format::map::{Tag, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
+use format::pack::PackRef;
 use format::segment::{FrameInfo, open_frame, open_table};
 use model::MachineName;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -20,6 +22,7 @@ use store::{LogPosition, Store};
 use tokio::sync::Semaphore;
 
 use super::RecoverError;
+use crate::packs::Packs;
 use crate::segments;
 
 /// Opened frames kept, in plain bytes.
@@ -80,6 +83,12 @@ impl Layout {
     }
 }
 
+/// Where the frames of a segment lie, and the path of the pack that they lie in; none when it is the segment itself.
+struct Located {
+    layout: Layout,
+    pack: Option<String>,
+}
+
 struct Entry {
     place: ObjectPlace,
     whole: Mutex<Option<Bytes>>,
@@ -100,9 +109,9 @@ impl Weighter<(u32, u32), Bytes> for ByBytes {
     }
 }
 
-impl Weighter<u32, Arc<Layout>> for ByBytes {
-    fn weight(&self, _key: &u32, layout: &Arc<Layout>) -> u64 {
-        (size_of::<Layout>() + layout.frames.len() * size_of::<FrameInfo>()) as u64
+impl Weighter<u32, Arc<Located>> for ByBytes {
+    fn weight(&self, _key: &u32, located: &Arc<Located>) -> u64 {
+        (size_of::<Located>() + located.layout.frames.len() * size_of::<FrameInfo>()) as u64
     }
 }
 
@@ -110,8 +119,9 @@ impl Weighter<u32, Arc<Layout>> for ByBytes {
 pub(crate) struct Frames {
     store: Store,
     keys: Arc<Keys>,
+    packs: Option<Packs>,
     entries: Mutex<Entries>,
-    layouts: Cache<u32, Arc<Layout>, ByBytes, BuildHasherDefault<DefaultHasher>>,
+    layouts: Cache<u32, Arc<Located>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     cache: Cache<(u32, u32), Bytes, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
 }
@@ -124,11 +134,18 @@ impl Frames {
         Self {
             store,
             keys,
+            packs: None,
             entries: Mutex::default(),
             layouts: Cache::with_options(layouts, ByBytes, Default::default(), DefaultLifecycle::default()),
             cache: Cache::with_options(frames, ByBytes, Default::default(), DefaultLifecycle::default()),
             fetches: Semaphore::new(FETCHES_MAX),
         }
+    }
+
+    /// Reads what lies before a horizon from the packs that a manifest of the machine names, where it names some.
+    pub fn with_packs(mut self, machine: MachineName, named: Arc<[PackRef]>) -> Self {
+        self.packs = Some(Packs::new(self.store.clone(), self.keys.clone(), machine, named));
+        self
     }
 
     /// The number of an object; the same for the same object.
@@ -145,7 +162,7 @@ impl Frames {
 
     /// Tells where the frames of an object lie, so that they need not be looked up.
     pub fn set_layout(&self, object: u32, layout: Layout) {
-        self.layouts.insert(object, Arc::new(layout));
+        self.layouts.insert(object, Arc::new(Located { layout, pack: None }));
     }
 
     /// Serves the frames of an object from these bytes of the whole object.
@@ -172,33 +189,60 @@ impl Frames {
     async fn fetch(&self, object: u32, number: u32) -> Result<Bytes, RecoverError> {
         let entry = self.entry(object);
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
-        let layout = self.layouts.get_or_insert_async(&object, self.read_layout(&entry.place)).await?;
-        let damage = |what: String| RecoverError::Damage { path: entry.place.path(), what };
-        let info = layout.frame(number).ok_or_else(|| damage(format!("it has no frame {number}")))?;
+        let located = self.layouts.get_or_insert_async(&object, self.locate(&entry.place)).await?;
+        let layout = &located.layout;
+        let path = located.pack.clone().unwrap_or_else(|| entry.place.path());
+        let damage = |what: String| RecoverError::Damage { path: path.clone(), what };
+        let info = match (layout.frame(number), &located.pack) {
+            (Some(info), _) => info,
+            // What no point of the manifest reads is not in it.
+            (None, Some(_)) => return Err(segments::missing(path, "an older manifest needs more of it than it holds")),
+            (None, None) => return Err(damage(format!("it has no frame {number}"))),
+        };
         let start = layout.data_start.checked_add(info.offset);
         let end = start.and_then(|start| start.checked_add(u64::from(info.sealed_bytes)));
         let (Some(start), Some(end)) = (start, end) else {
             return Err(damage(format!("frame {number} lies nowhere")));
         };
-        let sealed = self.sealed(&entry, start..end).await?;
-        let plain = open_frame(&self.keys, layout.id, info, &sealed)
-            .map_err(|source| RecoverError::damaged(entry.place.path(), source))?;
+        let sealed = self.sealed(&entry, &path, start..end).await?;
+        let plain =
+            open_frame(&self.keys, layout.id, info, &sealed).map_err(|source| RecoverError::damaged(path, source))?;
         Ok(Bytes::from(plain))
     }
 
-    async fn sealed(&self, entry: &Entry, range: std::ops::Range<u64>) -> Result<Bytes, RecoverError> {
+    async fn sealed(&self, entry: &Entry, path: &str, range: std::ops::Range<u64>) -> Result<Bytes, RecoverError> {
         let whole = entry.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(whole) = whole {
             let len = whole.len() as u64;
             let cut = range.start.min(len) as usize..range.end.min(len) as usize;
             return Ok(whole.slice(cut));
         }
-        let path = entry.place.path();
-        self.store.get_range(&path, range).await?.ok_or_else(|| segments::missing(path, "records refer to its data"))
+        let missing = || segments::missing(path.to_owned(), "records refer to its data");
+        self.store.get_range(path, range).await?.ok_or_else(missing)
     }
 
-    /// Header and table of an object that was only named so far.
-    async fn read_layout(&self, place: &ObjectPlace) -> Result<Arc<Layout>, RecoverError> {
+    /// Where the frames of an object lie that was only named so far.
+    async fn locate(&self, place: &ObjectPlace) -> Result<Arc<Located>, RecoverError> {
+        let covering = |packs| Packs::covering(packs, &place.machine, place.position);
+        let Some((packs, named)) = self.packs.as_ref().and_then(|packs| Some((packs, covering(packs)?))) else {
+            let layout = self.read_layout(place).await?;
+            return Ok(Arc::new(Located { layout, pack: None }));
+        };
+        let open = packs.open(named).await?;
+        let because = "an older manifest needs a segment of which it holds nothing";
+        let held = open.index.segment(place.position.epoch, place.position.slot);
+        let held = held.ok_or_else(|| segments::missing(open.path.clone(), because))?;
+        if tag(&held.id) != place.tag {
+            let what = "it holds another segment than the one that maps name".to_owned();
+            return Err(RecoverError::Damage { path: open.path.clone(), what });
+        }
+        let (data_start, frames) = (segments::data_start(&open.header), held.frames.clone());
+        let layout = Layout { id: held.id, data_start, frames };
+        Ok(Arc::new(Located { layout, pack: Some(open.path.clone()) }))
+    }
+
+    /// Header and table of a segment.
+    async fn read_layout(&self, place: &ObjectPlace) -> Result<Layout, RecoverError> {
         let path = place.path();
         let refused = |source| RecoverError::damaged(path.clone(), source);
         let gone = || segments::missing(path.clone(), "records refer to its data");
@@ -221,7 +265,7 @@ impl Frames {
             None => self.store.get_range(&path, HEADER_BYTES as u64..data_start).await?.ok_or_else(gone)?,
         };
         let table = open_table(&self.keys, &header, &sealed).map_err(refused)?;
-        Ok(Arc::new(Layout { id: header.id, data_start, frames: table.frames }))
+        Ok(Layout { id: header.id, data_start, frames: table.frames })
     }
 }
 

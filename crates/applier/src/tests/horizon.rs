@@ -2,8 +2,8 @@
 //! reads as the model says, every other one is refused, and nothing that is not needed stays.
 //!
 //! The property test plays random steps against [`TestLog`]'s model: writes, marks, drains, restarts of the process server,
-//! runs of an applier with its clock at the newest record, garbage collection, a crash of the applier in between, late PUTs of
-//! what was deleted. After each run everything is opened.
+//! runs of an applier with its clock at the newest record, garbage collection and the making of packs, a crash of the applier at
+//! any step of them, late PUTs of what was deleted. After each run everything is opened.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use std::time::Duration;
 use model::{DiskChange, EventKind, Selector, Seq, Severity, Timestamp};
 use object_store::memory::InMemory;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use store::{Fault, FaultRule, FaultStore, Faults, Store};
 
 use super::{contents, load, open, wait_for};
 use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
 use crate::testing::{LockedStore, TestLog, name, vault, vault_in};
-use crate::{Applier, ApplierConfig, Clock, preview_collection};
+use crate::{Applier, ApplierConfig, ApplierRules, Clock, preview_collection};
 
 /// A clock that stands where the test puts it.
 struct StandingClock(AtomicU64);
@@ -35,32 +36,53 @@ const WINDOW_SECONDS: u64 = 40;
 
 const RETENTION: &str = "40s:all, 4m:30s";
 
-fn settings() -> ApplierConfig {
+pub(super) fn settings() -> ApplierConfig {
     ApplierConfig {
         crash_every: Duration::from_secs(5),
         journal_window: Duration::from_secs(WINDOW_SECONDS),
         retention: RETENTION.parse().expect("a retention"),
         tidy_every: Duration::from_micros(50),
+        // Segments have some two thousand bytes.
+        pack_bytes: 16 << 10,
         gc: true,
         state_digests: true,
         ..super::settings()
     }
 }
 
-async fn start(log: &TestLog) -> Arc<Applier> {
+pub(super) async fn start(log: &TestLog) -> Arc<Applier> {
     start_with(settings(), log).await
 }
 
-async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+pub(super) async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+    start_with_rules(settings, log, ApplierRules::ALL).await
+}
+
+pub(super) async fn start_with_rules(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
     let machines = vec![log.machine.clone()];
-    Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+    let (store, keys) = (log.store.clone(), log.keys.clone());
+    Applier::start_with_rules(settings, store, keys, machines, clock, rules).await.expect("started")
 }
 
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
-async fn tidy(log: &TestLog) {
-    let applier = start(log).await;
+pub(super) async fn tidy(log: &TestLog) {
+    tidy_with(settings(), log, ApplierRules::ALL).await;
+    let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
+    let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
+    let later = |text: &String| ["/manifest/", "/map/", "/pack/"].iter().any(|kind| text.contains(kind));
+    assert!(left.iter().all(later), "{left:?}");
+}
+
+pub(super) async fn tidy_with(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) {
+    let applier = start_with_rules(settings, log, rules).await;
+    at_rest(&applier, log).await;
+    applier.stop().await;
+}
+
+/// Everything is taken in, and nothing moves any more.
+pub(super) async fn at_rest(applier: &Applier, log: &TestLog) {
     let (mut before, mut same) = (None, 0);
     // Nothing moves any more when several looks in a row find the same objects.
     wait_for("rest", async || {
@@ -70,17 +92,19 @@ async fn tidy(log: &TestLog) {
         let settled = status.processed_seq == log.last() && before == now;
         same = if settled { same + 1 } else { 0 };
         before = now;
-        same == 5
+        same >= 5 && !has_garbage(log).await
     })
     .await;
-    applier.stop().await;
-    let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
-    let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
-    assert!(left.iter().all(|text| text.contains("/manifest/") || text.contains("/map/")), "{left:?}");
+}
+
+/// Whether segments are left that a collection would take.
+async fn has_garbage(log: &TestLog) -> bool {
+    let plan = preview_collection(&log.store, &log.keys, &log.machine).await;
+    plan.is_ok_and(|plan| plan.garbage.iter().any(|garbage| garbage.path.contains("/stream/")))
 }
 
 /// Every position: those that are promised read as the model says, the others are refused.
-async fn everything_is_right(log: &TestLog) {
+pub(super) async fn everything_is_right(log: &TestLog) {
     let history = load(log).await;
     let newest = log.model.times[log.last().0 as usize];
     for seq in (1..=log.last().0).map(Seq) {
@@ -118,7 +142,7 @@ async fn by_time(log: &TestLog, history: &History, seq: Seq) {
     }
 }
 
-async fn verified(log: &TestLog) {
+pub(super) async fn verified(log: &TestLog) {
     let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(report.head_seq, log.last());
@@ -126,7 +150,7 @@ async fn verified(log: &TestLog) {
 
 /// One step of a life.
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     /// Random writes and zeros, then a segment.
     Write {
         records: u8,
@@ -142,6 +166,10 @@ enum Step {
     Tidy,
     /// An applier is stopped at once, wherever it is.
     CutShort,
+    /// An applier dies at a step of a commit, a map, a pack or a collection, behind so many others.
+    Die {
+        passed: u8,
+    },
     /// Something that was deleted is put once more, as a late PUT does.
     LatePut {
         which: u16,
@@ -157,12 +185,13 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Restart),
         2 => Just(Step::Tidy),
         1 => Just(Step::CutShort),
+        2 => (0..120u8).prop_map(|passed| Step::Die { passed }),
         1 => any::<u16>().prop_map(|which| Step::LatePut { which }),
     ]
 }
 
 /// Paths and bytes of all segments ever put.
-type Put = Vec<(String, bytes::Bytes)>;
+pub(super) type Put = Vec<(String, bytes::Bytes)>;
 
 async fn commit(log: &mut TestLog, put: &mut Put) {
     let path = log.commit().await;
@@ -170,7 +199,7 @@ async fn commit(log: &mut TestLog, put: &mut Put) {
     put.push((path, bytes));
 }
 
-async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
+pub(super) async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
     match *step {
         Step::Write { records } => {
             (0..records).for_each(|_| _ = log.random());
@@ -199,6 +228,7 @@ async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
             everything_is_right(log).await;
         }
         Step::CutShort => start(log).await.stop().await,
+        Step::Die { passed } => die(log, passed.into(), "applier-", ApplierRules::ALL).await,
         Step::LatePut { which } => {
             if let Some((path, bytes)) = put.get(usize::from(which) % put.len().max(1)) {
                 // There already, or gone: both are fine.
@@ -208,7 +238,7 @@ async fn take(step: &Step, log: &mut TestLog, put: &mut Put) {
     }
 }
 
-async fn play(steps: &[Step]) -> TestLog {
+pub(super) async fn play(steps: &[Step]) -> TestLog {
     let (store, keys) = vault().await;
     let mut log = TestLog::begin(&store, &keys, "db", 5).await;
     let mut put = Put::new();
@@ -221,18 +251,56 @@ async fn play(steps: &[Step]) -> TestLog {
     log
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10))]
+/// An applier that ends, as a dying process does, at a step whose name begins so, behind the next `passed` of them, or comes to
+/// rest before.
+pub(super) async fn die(log: &TestLog, mut passed: u64, prefix: &'static str, rules: ApplierRules) {
+    let dies = move |name: &'static str| {
+        let dies = name.starts_with(prefix) && passed == 0;
+        passed = passed.saturating_sub(u64::from(name.starts_with(prefix)));
+        dies
+    };
+    die_when(log, rules, dies).await;
+}
 
-    #[test]
-    fn whatever_is_done_what_is_promised_opens_and_nothing_else(steps in prop::collection::vec(step(), 10..50)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(play(&steps));
+/// The same at the step that this says, and at all behind it.
+pub(super) async fn die_when(log: &TestLog, rules: ApplierRules, mut dies: impl FnMut(&'static str) -> bool + 'static) {
+    let dead = Arc::new(tokio::sync::Notify::new());
+    let told = dead.clone();
+    let mut died = false;
+    probe::on_this_thread(Some(Box::new(move |name| {
+        died |= dies(name);
+        if died {
+            told.notify_one();
+        }
+        died
+    })));
+    let applier = start_with_rules(settings(), log, rules).await;
+    tokio::select! {
+        biased;
+        () = dead.notified() => {}
+        () = at_rest(&applier, log) => applier.stop().await,
     }
+    probe::on_this_thread(None);
+}
+
+#[test]
+fn whatever_is_done_what_is_promised_opens_and_nothing_else() {
+    let config = ProptestConfig::with_cases(10);
+    let (cases, packed) = (config.cases, std::cell::Cell::new(0));
+    let mut runner = TestRunner::new(config);
+    let played = runner.run(&prop::collection::vec(step(), 30..70), |steps| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let log = runtime.block_on(play(&steps));
+        let packs = runtime.block_on(log.store.list("machine/db/pack")).expect("listed");
+        packed.set(packed.get() + u32::from(!packs.is_empty()));
+        Ok(())
+    });
+    played.unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(packed.get() > cases / 2, "packs in {} lives of {cases}: the test shows little", packed.get());
 }
 
 /// A life long enough that the horizon has passed most of it.
-fn long() -> Vec<Step> {
+pub(super) fn long() -> Vec<Step> {
     (0..12).flat_map(|_| [vec![Step::Write { records: 8 }; 3], vec![Step::Restart]].concat()).collect()
 }
 

@@ -5,11 +5,13 @@ mod collection;
 mod damage;
 mod horizon;
 mod overlay;
+mod packs;
 mod positions;
 mod process;
 mod replica;
 mod states;
 mod times;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,7 @@ pub(crate) fn settings() -> ApplierConfig {
         replicas: Default::default(),
         replica_lag: Duration::MAX,
         map_segments: 2,
+        pack_bytes: 64 << 20,
         tidy_every: Duration::from_secs(60),
         gc: false,
         state_digests: false,

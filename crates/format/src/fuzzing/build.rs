@@ -14,6 +14,7 @@ use crate::manifest::{
 };
 use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
+use crate::pack::{PackName, PackRef};
 use crate::segment::{CHUNK_BYTES_MAX, ChunkAt, Piece, SegmentRef};
 use crate::wire::{Frame, Hello, Refusal, Refused, Start, Stored, Welcome};
 
@@ -284,7 +285,27 @@ pub(super) fn manifest(u: Source) -> Result<Manifest> {
     })?;
     let pins = ids(u)?.into_iter().collect();
     let point_maps = point_maps(u)?.into_iter().collect();
-    Ok(Manifest { nodes, segments, horizon, ends, drains: drains(u)?, points: points(u)?, pins, point_maps })
+    let passed = horizon.as_ref().map_or((0, 0), |last| (last.epoch, last.slot));
+    let packs = packs(u)?.into_iter().filter(|pack| pack.last <= passed).collect();
+    Ok(Manifest { nodes, segments, horizon, ends, drains: drains(u)?, points: points(u)?, pins, point_maps, packs })
+}
+
+/// Packs in order.
+fn packs(u: Source) -> Result<Vec<PackRef>> {
+    let places: Vec<_> = promoted(u)?.into_iter().map(|segment| (segment.epoch.max(1), segment.slot)).collect();
+    let mut packs = Vec::new();
+    for pair in places.chunks_exact(2).filter(|pair| pair[0] <= pair[1]) {
+        let name = pack_name(u)?;
+        let (first, last) = (pair[0], pair[1]);
+        if packs.last().is_none_or(|before: &PackRef| before.last < first) {
+            packs.push(PackRef { name, first, last, index_bytes: u.arbitrary()?, bytes: u.arbitrary()? });
+        }
+    }
+    Ok(packs)
+}
+
+fn pack_name(u: Source) -> Result<PackName> {
+    Ok(PackName { epoch: u.int_in_range(1..=u64::MAX)?, number: u.int_in_range(1..=u64::MAX)? })
 }
 
 fn point_maps(u: Source) -> Result<Vec<(PointId, Node)>> {
@@ -298,7 +319,21 @@ pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
     let (segments, drains, points) = (promoted(u)?, drains(u)?, points(u)?);
     let (horizon, point_maps) = (promoted(u)?.into_iter().next(), point_maps(u)?);
     let states = list(u, LIST_MAX, |u| Ok(PointStates { point: PointId(u.arbitrary()?), disks: states(u)? }))?;
-    Ok(ManifestCommit { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, states })
+    let (packs, unpacked) = (packs(u)?, list(u, LIST_MAX, pack_name)?);
+    Ok(ManifestCommit {
+        segments,
+        drains,
+        points,
+        dropped,
+        pinned,
+        unpinned,
+        nodes,
+        horizon,
+        point_maps,
+        states,
+        packs,
+        unpacked,
+    })
 }
 
 /// Runs of a page: ascending, none overlapping.
