@@ -42,14 +42,17 @@ enum Provocation {
     Compare,
     /// The process server starts again, and the stream goes on in another epoch.
     NewEpoch,
+    /// Epochs that the journal window has left, with many segments from which points read.
+    Passed,
 }
 
 use Provocation::{
-    CleanStop, Compare, Load as UnderLoad, NewEpoch, Outage, Recovery, Rest, StartAfterCleanStop, StartAfterKill,
+    CleanStop, Compare, Load as UnderLoad, NewEpoch, Outage, Passed, Recovery, Rest, StartAfterCleanStop,
+    StartAfterKill,
 };
 
 /// Failpoints that need more than load, and how they are reached.
-const PROVOCATIONS: [(&str, &[Provocation]); 20] = [
+const PROVOCATIONS: [(&str, &[Provocation]); 25] = [
     ("agent-map-replace-before", &[StartAfterKill, StartAfterCleanStop]),
     ("agent-map-replace-synced", &[StartAfterKill, StartAfterCleanStop]),
     ("agent-map-replace-renamed", &[StartAfterKill, StartAfterCleanStop]),
@@ -70,6 +73,11 @@ const PROVOCATIONS: [(&str, &[Provocation]); 20] = [
     ("applier-promote-before", &[NewEpoch]),
     ("applier-promote-opening", &[NewEpoch]),
     ("applier-promote-epoch", &[NewEpoch]),
+    ("applier-pack-put-before", &[Passed]),
+    ("applier-pack-put", &[Passed]),
+    ("applier-collect-before", &[Passed]),
+    ("applier-collect-between", &[Passed]),
+    ("applier-collect-after", &[Passed]),
 ];
 
 /// Failpoints that are passed often: died at once more, at a seeded pass up to this one.
@@ -159,6 +167,9 @@ impl Table {
         };
         let site = Site::new(options);
         assert_armed(&site);
+        if with_applier {
+            collects(&site);
+        }
         std::fs::write(site.source("db", "root"), vec![0x6b; DISKS[0].1 as usize]).expect("source is filled");
         let server = site.start(&["process-server"]);
         let applier = with_applier.then(|| site.start(&["applier"]));
@@ -292,7 +303,7 @@ fn wait_written(writer: &Writer) {
 fn provoke(table: &mut Table, agent: &mut Proc, row: &Row, writer: Option<&Writer>) -> bool {
     let site = &table.site;
     match row.provocation {
-        UnderLoad | StartAfterKill | StartAfterCleanStop | Rest | NewEpoch => return false,
+        UnderLoad | StartAfterKill | StartAfterCleanStop | Rest | NewEpoch | Passed => return false,
         CleanStop => {
             wait_written(writer.expect("a clean stop is provoked under load"));
             agent.signal("TERM");
@@ -425,12 +436,42 @@ fn process_server_dies_at_every_step() {
     }
 }
 
+/// Garbage collection with a short journal window; every point is kept.
+fn collects(site: &Site) {
+    let text = std::fs::read_to_string(site.config()).expect("config");
+    let text = text.replacen("[applier]\n", "[applier]\ngc = true\n", 1);
+    let policy = "[policy]\njournal_window = \"1s\"\nretention = \"1y:all\"\n";
+    std::fs::write(site.config(), text.replacen("[policy]\n", policy, 1)).expect("config is written");
+}
+
+/// An epoch of so many segments, each with a point, that they are put together into a pack, and another one behind it.
+fn pass_epochs(table: &mut Table) {
+    for round in 0..20 {
+        let writer = table.write();
+        wait_written(&writer);
+        writer.finish();
+        table.site.wait_stored("db");
+        table.site.json(&["mark", "db", "--label", &format!("passed-{round}")]);
+    }
+    for _ in 0..2 {
+        table.server.take().expect("process server runs").kill();
+        table.server = Some(table.site.start(&["process-server"]));
+        let writer = table.write();
+        wait_written(&writer);
+        writer.finish();
+        table.site.wait_stored("db");
+    }
+}
+
 #[test]
 fn applier_dies_at_every_step() {
     let mut seed = Seed::from_environment(303);
     let mut table = Table::new(true, seed.fork());
     for row in rows("applier", &mut seed) {
         let started = Instant::now();
+        if row.provocation == Passed {
+            pass_epochs(&mut table);
+        }
         let before = numbers(&table.site);
         let died = deaths(&table.site.path("applier.log"), row.failpoint);
         table.applier.take().expect("applier runs").kill();

@@ -149,6 +149,7 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         replica_lag: Duration::MAX,
         state_digests: false,
         map_segments: 64,
+        pack_bytes: 64 << 20,
         tidy_every: Duration::from_secs(60),
         gc: false,
     };

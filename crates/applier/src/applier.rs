@@ -8,6 +8,7 @@ use std::time::Duration;
 use format::keys::Keys;
 use format::manifest::Promoted;
 use format::map::Node;
+use format::pack::PackRef;
 use model::{Event, EventKind, LogHead, MachineName, PointId, Retention, Seq, Severity};
 use probe::Rules;
 use store::{LogRules, Store};
@@ -43,6 +44,8 @@ pub struct ApplierConfig {
     pub state_digests: bool,
     /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
     pub map_segments: usize,
+    /// Bytes of a full pack; 64 MiB is a good choice, and 0 makes none. A sixty-fourth of it is what must be saved for bytes alone to be rewritten.
+    pub pack_bytes: u64,
     /// Time between two looks at what the policy keeps no longer: points, the horizon, garbage. 60 s is a good choice.
     pub tidy_every: Duration,
     /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.
@@ -80,6 +83,8 @@ pub(crate) struct Committed {
     pub horizon: Seq,
     /// Maps of the history up to the last leaf.
     pub nodes: Vec<Node>,
+    /// Packs that stand for segments up to the horizon.
+    pub packs: Arc<[PackRef]>,
     /// Promoted segments up to the last, from somewhere at or before the end of the last node on.
     pub recent: SegmentRun,
     /// Valid positions among their records.

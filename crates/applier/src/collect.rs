@@ -1,8 +1,8 @@
 //! Garbage collection by the applier that owns the manifest log (rule 6 of docs/rfcs/0001-epoch-log.md, and
-//! docs/rfcs/0006-horizon.md for segments and maps); off unless switched on.
+//! docs/rfcs/0006-horizon.md for segments and maps), and the making of packs (docs/rfcs/0009-packs.md); off unless switched on.
 //!
 //! A pass lists everything of a machine. So it follows our own opening or a move of the horizon, or comes once an hour if anything
-//! was acknowledged meanwhile; it is bounded, so that promotion waits for little, and what is left comes a minute later. A doubt stops the pass, not the applier: what is not collected does no
+//! was acknowledged meanwhile; it is bounded, so that promotion waits for little, and what is left comes a minute later. Packs are made by what the same pass has listed, and what they make needless goes with the next one. A doubt stops the pass, not the applier: what is not collected does no
 //! harm.
 
 use std::collections::BTreeSet;
@@ -12,12 +12,14 @@ use std::time::Duration;
 use format::keys::Keys;
 use model::{EventKind, MachineName, PointId, Severity};
 use probe::Rules;
-use store::{CollectError, Collected, EpochLog, LogPosition, Needed, Plan, Store, StoreError};
+use store::{CollectError, Collected, EpochLog, LogPosition, Plan, Store, StoreError};
 use tokio::time::Instant;
 
 use crate::applier::Shared;
 use crate::manifest::ManifestOwner;
 use crate::maps::Maps;
+use crate::needed::Marks;
+use crate::packs::{Packing, Repacked, Sources};
 use crate::recover::{RecoverError, stream_log, unknown};
 use crate::replica::describe;
 use crate::{ApplierError, manifest, needed};
@@ -37,12 +39,14 @@ pub(crate) struct Collection {
     passed_at: Option<Instant>,
     trouble: Option<String>,
     marked: Marked,
+    packing: Packing,
 }
 
 impl Collection {
     /// Our own opening is acknowledged: older manifest epochs may go.
     pub fn new() -> Self {
-        Self { due: true, acknowledged: true, passed_at: None, trouble: None, marked: Marked::default() }
+        let (marked, packing) = (Marked::default(), Packing::default());
+        Self { due: true, acknowledged: true, passed_at: None, trouble: None, marked, packing }
     }
 
     /// A commit was acknowledged.
@@ -55,26 +59,30 @@ impl Collection {
         self.due = true;
     }
 
-    /// Runs a pass if it is time for one. Errors: `Fenced` alone.
-    pub async fn run_if_due(
+    /// Whether it is time for a pass.
+    pub fn is_due(&self, every: Duration) -> bool {
+        let rested = |rest: Duration| self.passed_at.is_none_or(|at| at.elapsed() >= rest);
+        self.due && rested(every) || self.acknowledged && rested(every * SELDOM)
+    }
+
+    /// Runs a pass, and gives what the next commit is to name. Errors: `Fenced` alone.
+    pub async fn run(
         &mut self,
         shared: &Shared,
         owner: &ManifestOwner,
         stream: &EpochLog,
         maps: &Arc<Maps>,
-    ) -> Result<(), ApplierError> {
-        let rested = |rest: Duration| self.passed_at.is_none_or(|at| at.elapsed() >= rest);
-        let every = shared.config.tidy_every;
-        if !(self.due && rested(every) || self.acknowledged && rested(every * SELDOM)) {
-            return Ok(());
-        }
-        let passed = self.pass(owner, stream, maps, shared.rules.applier).await;
+    ) -> Result<Repacked, ApplierError> {
+        let passed = self.pass(shared, owner, stream, maps).await;
         self.passed_at = Some(Instant::now());
         match passed {
-            Ok(collected) => {
-                (self.due, self.acknowledged, self.trouble) = (collected.left > 0, false, None);
+            Ok((collected, mut repacked)) => {
+                (self.due, self.acknowledged) = (collected.left > 0 || repacked.more, false);
                 tell(shared, &collected);
-                Ok(())
+                let trouble = repacked.trouble.take();
+                let trouble = trouble.map(|error| format!("what is damaged is not packed: {}", describe(&error)));
+                self.trouble(shared, trouble);
+                Ok(repacked)
             }
             Err(PassError::Collect(CollectError::Store(error @ StoreError::Fenced { .. }))) => Err(error.into()),
             Err(error) => {
@@ -82,28 +90,47 @@ impl Collection {
                     "garbage collection stopped and deletes no more until this is settled: {}",
                     describe(&error)
                 );
-                if self.trouble.as_ref() != Some(&text) {
-                    shared.event(Severity::Warning, EventKind::Collection, text.clone());
-                }
-                self.trouble = Some(text);
-                Ok(())
+                self.trouble(shared, Some(text));
+                Ok(Repacked::default())
             }
         }
     }
 
+    /// Tells what stands in the way, once.
+    fn trouble(&mut self, shared: &Shared, text: Option<String>) {
+        if let Some(text) = text.as_ref().filter(|text| self.trouble.as_ref() != Some(text)) {
+            shared.event(Severity::Warning, EventKind::Collection, text.clone());
+        }
+        self.trouble = text;
+    }
+
     async fn pass(
         &mut self,
+        shared: &Shared,
         owner: &ManifestOwner,
         stream: &EpochLog,
         maps: &Arc<Maps>,
-        rules: Rules,
-    ) -> Result<Collected, PassError> {
-        let needed = self.marked.needed(owner, maps, rules).await?;
+    ) -> Result<(Collected, Repacked), PassError> {
+        let rules = shared.rules.applier;
+        let marks = self.marked.marks(owner, maps, rules).await?;
+        let needed = marks.as_ref().map(|marks| marks.needed.clone());
         let plan = owner.writer().plan_collection(stream, needed).await?;
         for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
             tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
         }
-        Ok(owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?)
+        let collected = owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?;
+        let Some(marks) = marks else { return Ok((collected, Repacked::default())) };
+        let from = Sources {
+            store: &shared.store,
+            keys: &shared.keys,
+            machine: &shared.machine,
+            named: &owner.manifest().packs.as_slice().into(),
+            marks: &marks,
+            kept: &plan.kept,
+            pack_bytes: shared.config.pack_bytes,
+            rules,
+        };
+        Ok((collected, self.packing.step(owner.epoch(), &from).await?))
     }
 }
 
@@ -120,7 +147,7 @@ pub async fn preview_collection(store: &Store, keys: &Arc<Keys>, machine: &Machi
     let read = log.manifest_of(&newest.entries)?;
     let maps = Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone()));
     let needed = needed::needed(&maps, newest.end.position.epoch, &read, Rules::ALL).await?;
-    Ok(store::preview_collection(&log, &stream, needed).await?)
+    Ok(store::preview_collection(&log, &stream, needed.map(|marks| marks.needed)).await?)
 }
 
 /// A pass was not finished; what it did stays done.
@@ -139,26 +166,26 @@ enum PassError {
 #[derive(Default)]
 struct Marked {
     points: BTreeSet<PointId>,
-    needed: Option<Needed>,
+    marks: Option<Arc<Marks>>,
 }
 
 impl Marked {
-    async fn needed(
+    async fn marks(
         &mut self,
         owner: &ManifestOwner,
         maps: &Arc<Maps>,
         rules: Rules,
-    ) -> Result<Option<Needed>, RecoverError> {
+    ) -> Result<Option<Arc<Marks>>, RecoverError> {
         let manifest = owner.manifest();
         let horizon = manifest.horizon.as_ref().map(|last| LogPosition { epoch: last.epoch, slot: last.slot });
-        let same = self.needed.as_ref().map(|needed| needed.horizon) == horizon
+        let same = self.marks.as_ref().map(|marks| marks.needed.horizon) == horizon
             && self.points.iter().eq(manifest.point_maps.keys());
         if !same {
             *self = Self::default();
-            self.needed = needed::needed(maps, owner.epoch(), manifest, rules).await?;
+            self.marks = needed::needed(maps, owner.epoch(), manifest, rules).await?.map(Arc::new);
             self.points = manifest.point_maps.keys().copied().collect();
         }
-        Ok(self.needed.clone())
+        Ok(self.marks.clone())
     }
 }
 
@@ -167,8 +194,9 @@ fn tell(shared: &Shared, collected: &Collected) {
         return;
     }
     let machine = shared.machine.to_string();
-    let Collected { void, openings, manifests, segments, maps, bytes, .. } = *collected;
-    let kinds = [("void", void), ("opening", openings), ("manifest", manifests), ("segment", segments), ("map", maps)];
+    let Collected { void, openings, manifests, segments, maps, packs, bytes, .. } = *collected;
+    let logs = [("void", void), ("opening", openings), ("manifest", manifests)];
+    let kinds = [("segment", segments), ("map", maps), ("pack", packs)].into_iter().chain(logs);
     for (kind, objects) in kinds {
         let counter =
             metrics::counter!("applier_collected_objects_total", "machine" => machine.clone(), "kind" => kind);

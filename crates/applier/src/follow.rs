@@ -25,6 +25,7 @@ use crate::holds::{self, Holds};
 use crate::horizon::{self, Moving};
 use crate::manifest::ManifestOwner;
 use crate::maps::{Mapping, Maps, Stretch};
+use crate::packs::Repacked;
 use crate::pins::PinsUnderway;
 use crate::points::{After, PointSchedule, incarnation_after};
 use crate::promote::Promotion;
@@ -222,8 +223,7 @@ impl<'a> Follower<'a> {
             }
             if matches!(wait, Some(Wait::CaughtUp)) && self.shared.config.gc {
                 self.move_horizon().await?;
-                let maps = self.mapping.maps().clone();
-                self.collection.run_if_due(self.shared, &self.owner, &self.log, &maps).await?;
+                self.collect().await?;
                 self.holds.sweep(self.owner.manifest()).await?;
             }
             self.tell(&wait);
@@ -332,9 +332,14 @@ impl<'a> Follower<'a> {
         let segments = self.next.segments.len();
         let rested = self.committed_at.is_none_or(|at| at.elapsed() >= COMMIT_EVERY);
         let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.is_leaf_full();
-        if self.next.is_empty() || !due {
-            return Ok(());
+        match self.next.is_empty() || !due {
+            true => Ok(()),
+            false => self.commit_next().await,
         }
+    }
+
+    async fn commit_next(&mut self) -> Result<(), ApplierError> {
+        let segments = self.next.segments.len();
         let (points, dropped) = (self.next.points.len(), self.next.dropped.len());
         let marks: Vec<_> = self.next.points.iter().map(|point| (point.position.seq, point.id)).collect();
         self.commit().await?;
@@ -420,6 +425,34 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// Runs a collection, if it is time for one, and names the packs it made.
+    async fn collect(&mut self) -> Result<(), ApplierError> {
+        if !(self.has_met_all() && self.collection.is_due(self.shared.config.tidy_every)) {
+            return Ok(());
+        }
+        if !self.next.is_empty() {
+            self.commit_next().await?;
+        }
+        let maps = self.mapping.maps().clone();
+        let repacked = self.collection.run(self.shared, &self.owner, &self.log, &maps).await?;
+        if repacked.is_empty() {
+            return Ok(());
+        }
+        let Repacked { packs, unpacked, objects, .. } = repacked;
+        let bytes: u64 = packs.iter().map(|pack| pack.bytes).sum();
+        let message = format!(
+            "{} packs of {bytes} bytes hold what is needed of {objects} objects; {} packs are needed no longer",
+            packs.len(),
+            unpacked.len()
+        );
+        (self.next.packs, self.next.unpacked) = (packs, unpacked);
+        self.commit().await?;
+        self.publish();
+        self.collection.something_to_gain();
+        self.shared.event(Severity::Info, EventKind::Collection, message);
+        Ok(())
+    }
+
     async fn commit(&mut self) -> Result<(), ApplierError> {
         self.promote().await?;
         self.owner.begin(std::mem::take(&mut self.next));
@@ -469,7 +502,8 @@ impl<'a> Follower<'a> {
         let (nodes, validity) = (manifest.nodes.clone(), self.schedule.validity().clone());
         let horizon = manifest.horizon.as_ref().map(|last| last.head.position.seq).unwrap_or_default();
         let unreckoned = manifest.points.last().filter(|point| point.states.is_empty()).map(|point| point.id);
-        self.shared.commit(Committed { horizon, nodes, recent, validity, unreckoned });
+        let packs = manifest.packs.as_slice().into();
+        self.shared.commit(Committed { horizon, nodes, packs, recent, validity, unreckoned });
     }
 
     fn tell(&self, wait: &Option<Wait>) {

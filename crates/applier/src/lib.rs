@@ -23,6 +23,7 @@ mod horizon;
 mod manifest;
 mod maps;
 mod needed;
+mod packs;
 mod pins;
 mod points;
 mod promote;

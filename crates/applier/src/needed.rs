@@ -3,14 +3,15 @@
 //! Marked is what opening reads, by the same way down the tree of maps: for each point up to the horizon the maps of everything
 //! before its leaf and its own map; for all positions behind the horizon the maps before it, and whole whatever lies behind.
 //! Segments up to the horizon are needed where a range of some disk, at one of these points or at the horizon, reads from them;
-//! what newer maps lie over is not. What must hold: what is not marked is needed by no position that opens now or later, for
+//! what newer maps lie over is not; and of each of them the frames that such a range reads from. What must hold: what is not marked is needed by no position that opens now or later, for
 //! later manifests name, of what lies before the horizon, nothing that this one does not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use format::manifest::{Manifest, Point};
-use format::map::{MapName, MapSource, Node};
+use format::map::{MapName, MapSource, Node, SegmentName};
 use futures::future::BoxFuture;
 use model::{Extent, Seq};
 use probe::{Rule, Rules};
@@ -22,15 +23,62 @@ use crate::recover::RecoverError;
 /// Bytes of a disk looked at together.
 const WINDOW_BYTES: u64 = 1 << 30;
 
+/// Numbers of frames, as ranges: a worker numbers those of one job one after the other, and jobs far apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct FrameSet(Vec<RangeInclusive<u32>>);
+
+impl FrameSet {
+    /// Adds a number.
+    pub fn insert(&mut self, number: u32) {
+        let at = self.0.partition_point(|range| *range.end() < number);
+        if self.0.get(at).is_some_and(|range| range.contains(&number)) {
+            return;
+        }
+        let left = at.checked_sub(1).filter(|left| *self.0[*left].end() == number - 1);
+        let right = self.0.get(at).is_some_and(|range| Some(*range.start()) == number.checked_add(1));
+        match (left, right) {
+            (Some(left), true) => {
+                let joined = *self.0[left].start()..=*self.0[at].end();
+                self.0.splice(left..=at, [joined]);
+            }
+            (Some(left), false) => self.0[left] = *self.0[left].start()..=number,
+            (None, true) => self.0[at] = number..=*self.0[at].end(),
+            (None, false) => self.0.insert(at, number..=number),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
+    }
+
+    /// The numbers, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().cloned().flatten()
+    }
+}
+
+/// What a manifest needs.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    /// Segments and maps.
+    pub needed: Needed,
+    /// Of each of those segments the frames that are read.
+    pub frames: BTreeMap<SegmentName, FrameSet>,
+}
+
 /// Marks what a manifest needs; `epoch` is its manifest epoch. None while there is no horizon: then all is needed.
 pub(crate) async fn needed(
     maps: &Arc<Maps>,
     epoch: u64,
     manifest: &Manifest,
     rules: Rules,
-) -> Result<Option<Needed>, RecoverError> {
+) -> Result<Option<Marks>, RecoverError> {
     let Some(horizon) = &manifest.horizon else { return Ok(None) };
-    let mut marking = Marking { maps, needed: BTreeSet::new(), segments: BTreeSet::new() };
+    let (needed, segments, frames) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    // Careless: what points read is there behind them as well, mostly.
+    let marks_frames = rules.hold(Rule::PackHoldsNeeded);
+    let mut marking = Marking { maps, needed, segments, frames, marks_frames };
     // Careless: one of the two rests on the other, surely.
     let (points, at_horizon) = (rules.hold(Rule::PointsHoldSegments), rules.hold(Rule::HorizonHoldsSegments));
     let passed = |point: &&Point| points && point.position.seq <= horizon.head.position.seq;
@@ -38,14 +86,16 @@ pub(crate) async fn needed(
         let own = manifest.point_maps.get(&point.id);
         marking.position(&manifest.nodes, point.position.seq, own).await?;
     }
+    marking.marks_frames = true;
     if at_horizon {
         marking.position(&manifest.nodes, horizon.head.position.seq.next(), None).await?;
     }
     marking.behind(&manifest.nodes, horizon.head.position.seq).await?;
-    let Marking { needed, segments, .. } = marking;
+    let Marking { needed, segments, frames, .. } = marking;
     let maps = needed.into_iter().map(|name| (name.epoch, name.number)).collect();
     let horizon = LogPosition { epoch: horizon.epoch, slot: horizon.slot };
-    Ok(Some(Needed { horizon, segments, maps, manifest_epoch: epoch }))
+    let needed = Needed { horizon, segments, maps, manifest_epoch: epoch };
+    Ok(Some(Marks { needed, frames }))
 }
 
 struct Marking<'a> {
@@ -54,6 +104,9 @@ struct Marking<'a> {
     needed: BTreeSet<MapName>,
     /// Segments that ranges read from.
     segments: BTreeSet<LogPosition>,
+    /// Their frames.
+    frames: BTreeMap<SegmentName, FrameSet>,
+    marks_frames: bool,
 }
 
 impl Marking<'_> {
@@ -67,10 +120,13 @@ impl Marking<'_> {
             let Ok(whole) = Extent::new(0, disk.size) else { continue };
             for window in whole.split_at_multiples(WINDOW_BYTES) {
                 let runs = chain.runs_in(disk.id, window).await?;
-                self.segments.extend(runs.iter().filter_map(|run| match run.source {
-                    MapSource::Zero => None,
-                    MapSource::Data { segment, .. } => Some(LogPosition { epoch: segment.epoch, slot: segment.slot }),
-                }));
+                for run in runs {
+                    let MapSource::Data { segment, frame, .. } = run.source else { continue };
+                    self.segments.insert(LogPosition { epoch: segment.epoch, slot: segment.slot });
+                    if self.marks_frames {
+                        self.frames.entry(segment).or_default().insert(frame);
+                    }
+                }
             }
         }
         Ok(())
@@ -88,5 +144,27 @@ impl Marking<'_> {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// A set of frames is a set of numbers, whatever the order they come in.
+        #[test]
+        fn a_set_of_frames_is_a_set(numbers in prop::collection::vec(prop_oneof![0u32..40, 65_530u32..65_560, (u32::MAX - 3)..=u32::MAX], 0..80)) {
+            let (mut frames, mut model) = (FrameSet::default(), BTreeSet::new());
+            for number in numbers {
+                frames.insert(number);
+                model.insert(number);
+            }
+            prop_assert_eq!(frames.count(), model.len() as u64);
+            prop_assert!(frames.0.windows(2).all(|pair| pair[0].end() + 1 < *pair[1].start()), "{:?}", frames);
+            prop_assert!(frames.iter().eq(model));
+        }
     }
 }

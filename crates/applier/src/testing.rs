@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::keys::{Keys, VaultKey};
 use format::object::{LogKind, ObjectId, Place};
-use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, assemble};
+use format::segment::{ChunkAt, Commit, FrameSealer, Piece, SealedFrame, SealedSegment, SegmentRef, assemble};
 use format::{Compressor, Level};
 use model::{
     DiskChange, DiskName, DrainCause, Extent, Incarnation, LogHead, MachineName, Mark, MarkKind, Position, Record,
@@ -103,6 +103,11 @@ pub(crate) struct TestLog {
     pending: Vec<Record<Bytes>>,
     known: BTreeMap<Vec<u8>, (SegmentRef, u32, u32)>,
     pub rng: Rng,
+    /// Chunks that are sealed together; one, unless a test wants more.
+    pub chunks_per_frame: usize,
+    /// Of everything sealed so far: bytes of frames, and chunks in them.
+    pub sealed_bytes: u64,
+    pub sealed_chunks: u64,
     marks: u64,
 }
 
@@ -145,6 +150,9 @@ impl TestLog {
             pending: Vec::new(),
             known: BTreeMap::new(),
             rng: Rng(seed),
+            chunks_per_frame: 1,
+            sealed_bytes: 0,
+            sealed_chunks: 0,
             marks: 0,
         }
     }
@@ -318,8 +326,10 @@ impl TestLog {
         let records = std::mem::take(&mut self.pending);
         let sealer = FrameSealer::new(&self.keys, ObjectId::random());
         let this = SegmentRef { id: sealer.id(), machine: self.machine.clone(), epoch: here.epoch, slot: here.slot };
-        let (mut frames, mut references, mut compressor) = (Vec::new(), Vec::<SegmentRef>::new(), Compressor::new());
+        let (mut frames, mut references, mut compressor) =
+            (Vec::<SealedFrame>::new(), Vec::<SegmentRef>::new(), Compressor::new());
         let last = records.last().expect("something pending").clone();
+        let (mut open, mut in_open) = (Vec::new(), 0);
         let packed: Vec<_> = records
             .into_iter()
             .map(|record| {
@@ -345,11 +355,18 @@ impl TestLog {
                                 }
                             } else {
                                 let number = frames.len() as u32;
-                                let plain = [&[7u8; 512][..], chunk].concat();
-                                let (codec, bytes) = compressor.compress(Level::Normal, &plain);
-                                frames.push(sealer.seal(number, codec, plain.len() as u32, bytes));
-                                self.known.insert(chunk.to_vec(), (this.clone(), number, 512));
-                                ChunkAt::Here { frame: number, offset: 512 }
+                                if open.is_empty() {
+                                    open.resize(512, 7u8);
+                                }
+                                let offset = open.len() as u32;
+                                open.extend_from_slice(chunk);
+                                (in_open, self.sealed_chunks) = (in_open + 1, self.sealed_chunks + 1);
+                                if in_open == self.chunks_per_frame {
+                                    frames.push(seal_frame(&sealer, &mut compressor, number, &open));
+                                    (open, in_open) = (Vec::new(), 0);
+                                }
+                                self.known.insert(chunk.to_vec(), (this.clone(), number, offset));
+                                ChunkAt::Here { frame: number, offset }
                             };
                             Piece { len: part.len(), at }
                         })
@@ -358,6 +375,10 @@ impl TestLog {
                 Record { seq: record.seq, time: record.time, map_version: record.map_version, body }
             })
             .collect();
+        if !open.is_empty() {
+            frames.push(seal_frame(&sealer, &mut compressor, frames.len() as u32, &open));
+        }
+        self.sealed_bytes += frames.iter().map(|frame| frame.bytes.len() as u64).sum::<u64>();
         let head = LogHead {
             position: Position { incarnation: self.incarnation, seq: last.seq },
             digest: self.digester.digest(),
@@ -404,4 +425,9 @@ impl TestLog {
             self.commit().await;
         }
     }
+}
+
+fn seal_frame(sealer: &FrameSealer, compressor: &mut Compressor, number: u32, plain: &[u8]) -> SealedFrame {
+    let (codec, bytes) = compressor.compress(Level::Normal, plain);
+    sealer.seal(number, codec, plain.len() as u32, bytes)
 }

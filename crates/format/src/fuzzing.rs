@@ -15,14 +15,15 @@ use crate::map::MapIndex;
 use crate::object::{
     HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Opening, SmallObject, header_offset, open_small, seal_small_with,
 };
+use crate::pack::PackIndex;
 use crate::seal::{Packing, TABLE_NUMBER};
 use crate::segment::{
     ChunkAt, Commit, FrameInfo, FrameOpener, FrameSealer, SealedSegment, SegmentReader, TABLE_VERSIONS, Table,
-    assemble, check_table, decode_table, open_segment,
+    assemble, check_table, decode_table, frame_range, open_segment,
 };
 use crate::trace::ReadTrace;
 use crate::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind};
-use crate::{Codec, Compressor, FormatError, Level, decompress, dump, map, versioned};
+use crate::{Codec, Compressor, FormatError, Level, decompress, dump, map, pack, versioned};
 
 mod build;
 
@@ -203,8 +204,24 @@ pub fn manifest(data: &[u8]) {
     comes_back(build::hold_request(&mut source()), HoldRequest::decode, HoldRequest::encode);
 }
 
-/// Index and pages of a map.
+/// Index of a pack.
+fn pack_index(data: &[u8]) {
+    let encode_index = |index: &PackIndex| versioned::encode(pack::VERSIONS[0].0, index);
+    same_again(data, pack::decode_index, encode_index);
+    let keys = keys();
+    if let Ok(header) = ObjectHeader::parse(&keys, data) {
+        let end = (HEADER_BYTES + header.table_sealed_bytes as usize).min(data.len());
+        if let Ok(index) = pack::open_index(&keys, &header, &data[HEADER_BYTES..end]) {
+            let frames = index.segments.iter().flat_map(|segment| &segment.frames);
+            let ends = frames.map(|frame| frame_range(&header, frame).end);
+            assert!(ends.is_sorted() && !index.segments.is_empty());
+        }
+    }
+}
+
+/// Index and pages of a map, index of a pack.
 pub fn map(data: &[u8]) {
+    pack_index(data);
     let encode_index = |index: &MapIndex| versioned::encode(map::VERSIONS[0].0, index);
     same_again(data, map::decode_index, encode_index);
     same_again(data, map::decode_page, |runs| map::encode_page(runs));

@@ -34,6 +34,7 @@ fn written_now() -> Vec<Golden> {
     all.push(("segment", "segment-v1-raw".into(), samples::segment(Packing::Raw).parts.concat()));
     all.push(("map", "map-v1-raw".into(), samples::map(Packing::Raw).parts.concat()));
     all.push(("map", "map-page-v1".into(), crate::map::encode_page(&samples::map_runs())));
+    all.push(("map", "pack-v1-raw".into(), samples::pack(Packing::Raw).parts.concat()));
     for (name, kind, place, body) in samples::smalls() {
         all.push((
             "object",
@@ -136,6 +137,7 @@ fn every_version_in_a_ledger_stands_in_its_format_md() {
         ("segment", crate::segment::TABLE_VERSIONS),
         ("manifest", crate::manifest::VERSIONS),
         ("map", crate::map::VERSIONS),
+        ("pack", crate::pack::VERSIONS),
         ("wire", crate::wire::VERSIONS),
     ];
     for (folder, ledger) in ledgers {

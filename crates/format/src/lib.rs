@@ -17,6 +17,7 @@ pub mod keys;
 pub mod manifest;
 pub mod map;
 pub mod object;
+pub mod pack;
 #[cfg(test)]
 mod samples;
 mod seal;

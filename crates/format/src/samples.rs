@@ -15,9 +15,11 @@ use crate::manifest::{
 };
 use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, SealedMap, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
+use crate::pack::{PackName, PackRef, PackWriter, SealedPack};
 use crate::seal::Packing;
 use crate::segment::{
-    ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, Table, assemble_with, recompute_digest,
+    ChunkAt, Commit, FrameSealer, Piece, SealedSegment, SegmentRef, Table, assemble_with, open_segment,
+    recompute_digest,
 };
 use crate::wire::{Frame, Hello, Refusal, Refused, Start, Stored, Welcome};
 
@@ -176,6 +178,7 @@ pub(crate) fn manifest() -> Manifest {
         point_maps: [(point().id, node(0, 9))].into(),
         holds: [held()].into(),
         holds_read: 7,
+        packs: vec![pack_ref(1, (1, 1), (1, 7)), pack_ref(2, (1, 9), (2, 3))],
     }
 }
 
@@ -194,6 +197,8 @@ pub(crate) fn manifest_commit() -> ManifestCommit {
         held: vec![held()],
         released: vec![HoldId([0x5d; 16])],
         holds_read: 8,
+        packs: vec![pack_ref(3, (1, 2), (1, 7))],
+        unpacked: vec![pack_ref(1, (1, 1), (1, 7)).name],
     }
 }
 
@@ -225,6 +230,30 @@ pub(crate) fn map(packing: Packing) -> SealedMap {
     let mut writer = MapWriter::with(&keys(), ObjectId([0x46; 32]), packing);
     map_runs().into_iter().for_each(|run| writer.push(disk().id(), run).expect("small"));
     writer.finish(&keys(), map_facts()).expect("small")
+}
+
+pub(crate) fn pack_ref(number: u64, first: (u64, u64), last: (u64, u64)) -> PackRef {
+    PackRef { name: PackName { epoch: 2, number }, first, last, index_bytes: 200, bytes: 70_000 }
+}
+
+pub(crate) fn pack_place() -> Place {
+    place(LogKind::Manifest, 2, 6)
+}
+
+/// A pack of the sample segment's frames.
+pub(crate) fn pack(packing: Packing) -> SealedPack {
+    let object = segment(packing).parts.concat();
+    let reader = open_segment(&keys(), &commit().place, &object).expect("own segment");
+    let frame = |number| {
+        let range = reader.frame_range(number).expect("there");
+        (
+            *reader.frame(number).expect("there"),
+            Bytes::copy_from_slice(&object[range.start as usize..range.end as usize]),
+        )
+    };
+    let mut writer = PackWriter::with(ObjectId([0x47; 32]), packing);
+    writer.add(3, 4, reader.header().id, vec![frame(2), frame(7)]);
+    writer.finish(&keys(), pack_place()).expect("small")
 }
 
 pub(crate) fn opening() -> Opening {

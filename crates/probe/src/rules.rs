@@ -69,6 +69,10 @@ pub enum Rule {
     HorizonHoldsSegments,
     /// With two stores, what a manifest names lies in the vault store before.
     CopiedBeforeNamed,
+    /// A pack holds every frame that some promised position needs of the segments for which it stands.
+    PackHoldsNeeded,
+    /// A segment is deleted only when an acknowledged manifest names the pack that stands for it.
+    PackNamedFirst,
 }
 
 impl Rule {
@@ -104,6 +108,8 @@ impl Rule {
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
         Rule::CopiedBeforeNamed,
+        Rule::PackHoldsNeeded,
+        Rule::PackNamedFirst,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -163,6 +169,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::CopiedBeforeNamed as usize + 1);
+        assert_eq!(all.len(), Rule::PackNamedFirst as usize + 1);
     }
 }

@@ -183,6 +183,8 @@ impl Follower {
                 replicas: BTreeMap::new(),
                 replica_lag: Duration::MAX,
                 map_segments,
+                // So small that several are made within one scene.
+                pack_bytes: 64 << 10,
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
                 state_digests: site.gc,

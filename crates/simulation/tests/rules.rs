@@ -40,6 +40,7 @@ fn bias(rule: Rule) -> &'static [Fault] {
         Rule::WelcomeAfterDrain | Rule::SlotFilled | Rule::StoredInOrder => {
             &[CutToServer, CutFromServer, StoreErrors, StoreLostAnswers, StoreLate, StoreOutage, ServerKill, AgentKill]
         }
+        Rule::PackNamedFirst => &[ApplierKill, ApplierFailpoint],
         _ => &[],
     }
 }

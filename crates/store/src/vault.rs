@@ -90,6 +90,11 @@ pub(crate) fn log_prefix(machine: &MachineName, kind: LogKind) -> String {
     format!("{MACHINES_PREFIX}/{machine}/{kind}")
 }
 
+/// Where the packs of a machine lie.
+pub(crate) fn pack_prefix(machine: &MachineName) -> String {
+    format!("{MACHINES_PREFIX}/{machine}/pack")
+}
+
 /// Where the maps of a machine lie.
 pub(crate) fn map_prefix(machine: &MachineName) -> String {
     format!("{MACHINES_PREFIX}/{machine}/map")

@@ -6,7 +6,8 @@
 //! each other.
 //!
 //! The objects are named by small numbers, so that maps stay small; each is authenticated by its header when its first frame is wanted and its table is not known. What is known of tables is
-//! bounded too: a disk may have its bytes in more segments than fit in memory.
+//! bounded too: a disk may have its bytes in more segments than fit in memory. Where the manifest names a pack that stands for a
+//! segment, the frames are read from the pack.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use format::keys::Keys;
 use format::map::{Tag, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
+use format::pack::PackRef;
 use format::segment::{FrameInfo, FrameOpener, open_table};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
@@ -28,6 +30,7 @@ use store::{LogPosition, Store};
 use tokio::sync::Semaphore;
 
 use super::{RecoverError, Sealed, Source};
+use crate::packs::Packs;
 use crate::segments;
 
 /// Opened frames kept, in plain bytes.
@@ -109,6 +112,12 @@ impl Layout {
     }
 }
 
+/// Where the frames of a segment lie, and the path of the pack that they lie in; none when it is the segment itself.
+struct Located {
+    layout: Layout,
+    pack: Option<String>,
+}
+
 /// A frame's place in the cache: who holds it fetches the frame, and whoever else wants it waits.
 type FramePlace<'a> = PlaceholderGuard<
     'a,
@@ -142,9 +151,9 @@ impl Weighter<(u32, u32), Bytes> for ByBytes {
     }
 }
 
-impl Weighter<u32, Arc<Layout>> for ByBytes {
-    fn weight(&self, _key: &u32, layout: &Arc<Layout>) -> u64 {
-        (size_of::<Layout>() + layout.frames.len() * size_of::<FrameInfo>()) as u64
+impl Weighter<u32, Arc<Located>> for ByBytes {
+    fn weight(&self, _key: &u32, located: &Arc<Located>) -> u64 {
+        (size_of::<Located>() + located.layout.frames.len() * size_of::<FrameInfo>()) as u64
     }
 }
 
@@ -152,8 +161,9 @@ impl Weighter<u32, Arc<Layout>> for ByBytes {
 pub(crate) struct Frames {
     sealed: Sealed,
     keys: Arc<Keys>,
+    packs: Option<Packs>,
     entries: Mutex<Entries>,
-    layouts: Cache<u32, Arc<Layout>, ByBytes, BuildHasherDefault<DefaultHasher>>,
+    layouts: Cache<u32, Arc<Located>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     cache: Cache<(u32, u32), Bytes, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
 }
@@ -171,11 +181,18 @@ impl Frames {
         Self {
             sealed,
             keys,
+            packs: None,
             entries: Mutex::default(),
             layouts: Cache::with_options(layouts, ByBytes, Default::default(), DefaultLifecycle::default()),
             cache: Cache::with_options(frames, ByBytes, Default::default(), DefaultLifecycle::default()),
             fetches: Semaphore::new(FETCHES_MAX),
         }
+    }
+
+    /// Reads what lies before a horizon from the packs that a manifest of the machine names, where it names some.
+    pub fn with_packs(mut self, machine: MachineName, named: Arc<[PackRef]>) -> Self {
+        self.packs = Some(Packs::new(self.sealed.store().clone(), self.keys.clone(), machine, named));
+        self
     }
 
     /// The number of an object; the same for the same object.
@@ -192,7 +209,7 @@ impl Frames {
 
     /// Tells where the frames of an object lie, so that they need not be looked up.
     pub fn set_layout(&self, object: u32, layout: Layout) {
-        self.layouts.insert(object, Arc::new(layout));
+        self.layouts.insert(object, Arc::new(Located { layout, pack: None }));
     }
 
     /// Serves the frames of an object from these bytes of the whole object.
@@ -256,16 +273,25 @@ impl Frames {
     /// Brings frames of an object into their places, and returns them.
     async fn bring(&self, object: u32, mut places: Places<'_>) -> Result<Vec<(u32, Bytes)>, RecoverError> {
         let entry = self.entry(object);
-        let layout = self.layouts.get_or_insert_async(&object, self.read_layout(&entry.place)).await?;
-        let damage = |what: String| RecoverError::Damage { path: entry.place.path(), what };
+        let located = self.layouts.get_or_insert_async(&object, self.locate(&entry.place)).await?;
+        let layout = &located.layout;
+        let path = located.pack.clone().unwrap_or_else(|| entry.place.path());
+        let damage = |what: String| RecoverError::Damage { path: path.clone(), what };
         let mut wanted = Vec::with_capacity(places.len());
         for number in places.keys() {
-            let frame = layout.frame(*number).ok_or_else(|| damage(format!("it has no frame {number}")))?;
+            let frame = match (layout.frame(*number), &located.pack) {
+                (Some(frame), _) => frame,
+                // What no point of the manifest reads is not in it.
+                (None, Some(_)) => {
+                    return Err(segments::missing(path, "an older manifest needs more of it than it holds"));
+                }
+                (None, None) => return Err(damage(format!("it has no frame {number}"))),
+            };
             let range = layout.range(frame).ok_or_else(|| damage(format!("frame {number} lies nowhere")))?;
             wanted.push(Wanted { frame: *frame, range });
         }
         let mut opened = futures::stream::iter(stretches(wanted))
-            .map(|stretch| self.open_stretch(&entry, layout.id, stretch))
+            .map(|stretch| self.open_stretch(&entry, &path, layout.id, stretch))
             .buffered(READ_FETCHES_MAX);
         let mut brought = Vec::with_capacity(places.len());
         while let Some(frames) = opened.try_next().await? {
@@ -284,15 +310,16 @@ impl Frames {
     async fn open_stretch(
         &self,
         entry: &Entry,
+        path: &str,
         id: ObjectId,
         stretch: Vec<Wanted>,
     ) -> Result<Vec<(u32, Bytes)>, RecoverError> {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
-        let (path, opener) = (entry.place.path(), FrameOpener::new(&self.keys, id));
+        let opener = FrameOpener::new(&self.keys, id);
         let (mut opened, mut missed) = (Vec::with_capacity(stretch.len()), stretch);
         let whole = entry.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if whole.is_none()
-            && let Some(cached) = self.sealed.cached(&path, range_of(&missed)).await
+            && let Some(cached) = self.sealed.cached(path, range_of(&missed)).await
         {
             let (start, asked) = (range_of(&missed).start, std::mem::take(&mut missed));
             for wanted in asked {
@@ -311,8 +338,8 @@ impl Frames {
             let bytes = match &whole {
                 Some(whole) => cut(whole, 0, &range),
                 None => {
-                    let fetched = self.sealed.fetch(&path, range.clone()).await?;
-                    fetched.ok_or_else(|| segments::missing(path.clone(), "records refer to its data"))?
+                    let fetched = self.sealed.fetch(path, range.clone()).await?;
+                    fetched.ok_or_else(|| segments::missing(path.to_owned(), "records refer to its data"))?
                 }
             };
             for (n, wanted) in stretch.iter().enumerate() {
@@ -320,18 +347,38 @@ impl Frames {
                     tokio::task::yield_now().await;
                 }
                 let plain = opener.open(&wanted.frame, &cut(&bytes, range.start, &wanted.range));
-                let plain = plain.map_err(|source| RecoverError::damaged(path.clone(), source))?;
+                let plain = plain.map_err(|source| RecoverError::damaged(path.to_owned(), source))?;
                 opened.push((wanted.frame.number, Bytes::from(plain)));
             }
             if whole.is_none() {
-                self.sealed.keep(&path, range.start, bytes);
+                self.sealed.keep(path, range.start, bytes);
             }
         }
         Ok(opened)
     }
 
-    /// Header and table of an object that was only named so far.
-    async fn read_layout(&self, place: &ObjectPlace) -> Result<Arc<Layout>, RecoverError> {
+    /// Where the frames of an object lie that was only named so far.
+    async fn locate(&self, place: &ObjectPlace) -> Result<Arc<Located>, RecoverError> {
+        let covering = |packs| Packs::covering(packs, &place.machine, place.position);
+        let Some((packs, named)) = self.packs.as_ref().and_then(|packs| Some((packs, covering(packs)?))) else {
+            let layout = self.read_layout(place).await?;
+            return Ok(Arc::new(Located { layout, pack: None }));
+        };
+        let open = packs.open(named).await?;
+        let because = "an older manifest needs a segment of which it holds nothing";
+        let held = open.index.segment(place.position.epoch, place.position.slot);
+        let held = held.ok_or_else(|| segments::missing(open.path.clone(), because))?;
+        if tag(&held.id) != place.tag {
+            let what = "it holds another segment than the one that maps name".to_owned();
+            return Err(RecoverError::Damage { path: open.path.clone(), what });
+        }
+        let (data_start, frames) = (segments::data_start(&open.header), held.frames.clone());
+        let layout = Layout { id: held.id, data_start, frames };
+        Ok(Arc::new(Located { layout, pack: Some(open.path.clone()) }))
+    }
+
+    /// Header and table of a segment.
+    async fn read_layout(&self, place: &ObjectPlace) -> Result<Layout, RecoverError> {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let path = place.path();
         let refused = |source| RecoverError::damaged(path.clone(), source);
@@ -345,7 +392,7 @@ impl Frames {
         let layout = |header: &ObjectHeader, sealed: &[u8]| {
             let table = open_table(&self.keys, header, sealed).map_err(refused)?;
             let data_start = segments::data_start(header);
-            Ok::<_, RecoverError>(Arc::new(Layout { id: header.id, data_start, frames: table.frames }))
+            Ok::<_, RecoverError>(Layout { id: header.id, data_start, frames: table.frames })
         };
         // The header, and the layout if all of the table is there.
         let head = |head: &Bytes| {

@@ -18,6 +18,7 @@ use format::keys::Keys;
 use format::manifest::{Manifest, Point, PointKind};
 use format::map::Node;
 use format::object::LogKind;
+use format::pack::PackRef;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
 use probe::Rules;
 use store::{EpochLog, HoldRequests, LogRules, ManifestBase, ReadMode, Store, StoreError};
@@ -67,15 +68,18 @@ pub(crate) struct Origin {
     /// Maps of the points up to there.
     point_maps: BTreeMap<PointId, Node>,
     cache: Option<Arc<ReadCache>>,
+    /// Packs from which they read.
+    packs: Arc<[PackRef]>,
     rules: ApplierRules,
 }
 
 impl Origin {
-    /// Whether the newest manifest names other maps: what only these need may have been collected meanwhile.
+    /// Whether the newest manifest names other maps or packs: what only these need may have been collected meanwhile.
     pub async fn is_stale(&self) -> Result<bool, RecoverError> {
         let newest = self.newest().await?;
         let horizon = newest.horizon.as_ref().map(|last| last.head).unwrap_or_default();
-        Ok(newest.nodes != self.nodes || horizon != self.horizon || newest.point_maps != self.point_maps)
+        let maps = newest.nodes != self.nodes || newest.point_maps != self.point_maps;
+        Ok(maps || horizon != self.horizon || newest.packs[..] != self.packs[..])
     }
 
     /// The newest manifest.
@@ -182,6 +186,7 @@ impl History {
         }
         let (before, segments) = (std::mem::take(&mut promoted.nodes), std::mem::take(&mut promoted.segments));
         let nodes = before.clone();
+        let packs: Arc<[PackRef]> = std::mem::take(&mut promoted.packs).into();
         let known = Stretch { before, segments };
         let processed = known.end().head.position.seq;
         let unmapped = if options.without_maps { Stretch::default() } else { known };
@@ -191,13 +196,14 @@ impl History {
             machine: machine.clone(),
             validity: Validity::replay(&promoted.drains, walked.start().position.seq, rules.applier),
             maps: Arc::new(Maps::through(sealed.clone(), keys.clone(), machine.clone())),
-            frames: Arc::new(Frames::through(sealed, keys)),
+            frames: Arc::new(Frames::through(sealed, keys).with_packs(machine.clone(), packs.clone())),
             origin: Arc::new(Origin {
                 log,
                 nodes,
                 horizon,
                 point_maps: std::mem::take(&mut promoted.point_maps),
                 cache: options.cache.clone(),
+                packs,
                 rules,
             }),
             unmapped,
@@ -298,7 +304,7 @@ impl History {
         &self.points
     }
 
-    /// Whether the newest manifest names other maps than this history does: what only older ones need may have been collected
+    /// Whether the newest manifest names other maps or packs than this history does: what only older ones need may have been collected
     /// meanwhile, and whatever is retained opens when the history is loaded again.
     pub async fn is_stale(&self) -> Result<bool, RecoverError> {
         self.origin.is_stale().await

@@ -16,6 +16,7 @@
 use std::sync::Arc;
 
 use format::map::Node;
+use format::pack::PackRef;
 use model::{Extent, Seq};
 use probe::Rules;
 use tokio_util::sync::CancellationToken;
@@ -46,12 +47,13 @@ impl Replica {
         Some(&committed.nodes[..=last])
     }
 
-    /// Moves to the end of `nodes`, which [`Replica::rebuild_nodes`] gave. Returns the bytes that were laid, zeros too. After
+    /// Moves to the end of `nodes`, which [`Replica::rebuild_nodes`] gave of what is committed, as are `packs`. Returns the bytes that were laid, zeros too. After
     /// an error the same is to be tried again. Errors: as of [`Replica::advance`].
     pub async fn rebuild(
         &mut self,
         maps: &Arc<Maps>,
         nodes: &[Node],
+        packs: Arc<[PackRef]>,
         rules: Rules,
         stop: &CancellationToken,
     ) -> Result<u64, ApplierError> {
@@ -63,7 +65,7 @@ impl Replica {
         let changed = nodes_behind(maps, nodes, self.state.position.seq).await?;
         let chain = Chain::open(maps.clone(), &changed, rules).await?;
         disks.retain(|id| chain.disks().iter().any(|disk| disk.id == id))?;
-        let frames = Frames::new(self.store.clone(), self.keys.clone());
+        let frames = Frames::new(self.store.clone(), self.keys.clone()).with_packs(maps.machine().clone(), packs);
         let mut bytes = 0;
         for disk in chain.disks() {
             disks.announce(disk.id, disk.name.clone(), disk.size).await?;

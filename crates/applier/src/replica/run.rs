@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use format::map::Node;
+use format::pack::PackRef;
 use model::{EventKind, Seq, Severity, Timestamp};
 
 use super::{Replica, ReplicaConfig};
@@ -94,7 +95,14 @@ impl Keeper {
         let late = lag(&committed, replica.state().time) > shared.config.replica_lag && !self.maps_damaged;
         if let Some(nodes) = replica.rebuild_nodes(&committed, late || before).filter(|_| before || !self.maps_damaged)
         {
-            let rebuilt = rebuild(shared, replica, nodes).await;
+            let rebuilt = rebuild(shared, replica, nodes, committed.packs.clone()).await;
+            if let Err(ApplierError::Recover(error)) = &rebuilt
+                && error.is_missing()
+                && moved_on(&committed, &shared.committed())
+            {
+                // Collected while it was read: there is another way now.
+                return Ok(true);
+            }
             self.maps_damaged = rebuilt.as_ref().is_err_and(ApplierError::is_damage);
             return rebuilt.map(|()| true);
         }
@@ -122,7 +130,17 @@ fn maps(shared: &Shared) -> Arc<Maps> {
     Arc::new(Maps::new(shared.store.clone(), shared.keys.clone(), shared.machine.clone()))
 }
 
-async fn rebuild(shared: &Shared, replica: &mut Replica, nodes: &[Node]) -> Result<(), ApplierError> {
+/// Whether other maps and packs are named now.
+fn moved_on(before: &Committed, now: &Committed) -> bool {
+    before.nodes != now.nodes || before.horizon != now.horizon || before.packs != now.packs
+}
+
+async fn rebuild(
+    shared: &Shared,
+    replica: &mut Replica,
+    nodes: &[Node],
+    packs: Arc<[PackRef]>,
+) -> Result<(), ApplierError> {
     let from = replica.state().position.seq;
     let to = nodes.last().map_or(from, |last| last.end.head.position.seq);
     shared.with_replica(|status| (status.moving_to, status.rebuilding) = (Some(to), true));
@@ -130,7 +148,7 @@ async fn rebuild(shared: &Shared, replica: &mut Replica, nodes: &[Node]) -> Resu
         let begun = format!("the replica is past its lag limit: it is rebuilt from seq:{from} to seq:{to} out of maps");
         shared.event(Severity::Info, EventKind::Point, begun);
     }
-    let rebuilt = replica.rebuild(&maps(shared), nodes, shared.rules.applier, &shared.stop).await;
+    let rebuilt = replica.rebuild(&maps(shared), nodes, packs, shared.rules.applier, &shared.stop).await;
     publish(shared, replica);
     let bytes = rebuilt?;
     let machine = shared.machine.to_string();

@@ -2,8 +2,8 @@
 //! reads as the model says, every other one is refused, and nothing that is not needed stays.
 //!
 //! The property test plays random steps against [`TestLog`]'s model: writes, marks, drains, restarts of the process server,
-//! runs of an applier with its clock at the newest record, garbage collection, a crash of the applier in between, late PUTs of
-//! what was deleted, positions held and let go. After each run everything is opened.
+//! runs of an applier with its clock at the newest record, garbage collection and the making of packs, a crash of the applier at
+//! any step of them, late PUTs of what was deleted, positions held and let go. After each run everything is opened.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -14,12 +14,13 @@ use std::time::Duration;
 use model::{DiskChange, EventKind, Selector, Seq, Severity, Timestamp};
 use object_store::memory::InMemory;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use store::{Fault, FaultRule, FaultStore, Faults, Store};
 
 use super::{contents, load, open, wait_for};
 use crate::recover::{History, HoldAnswer, LoadOptions, PositionHold, RecoverError, VerifyOptions, verify};
 use crate::testing::{LockedStore, TestLog, name, vault, vault_in};
-use crate::{Applier, ApplierConfig, Clock, preview_collection};
+use crate::{Applier, ApplierConfig, ApplierRules, Clock, preview_collection};
 
 /// A clock that stands where the test puts it.
 struct StandingClock(AtomicU64);
@@ -42,26 +43,47 @@ pub(super) fn settings() -> ApplierConfig {
         journal_window: Duration::from_secs(WINDOW_SECONDS),
         retention: RETENTION.parse().expect("a retention"),
         tidy_every: Duration::from_micros(50),
+        // Segments have some two thousand bytes.
+        pack_bytes: 16 << 10,
         gc: true,
         state_digests: true,
         ..super::settings()
     }
 }
 
-async fn start(log: &TestLog) -> Arc<Applier> {
+pub(super) async fn start(log: &TestLog) -> Arc<Applier> {
     start_with(settings(), log).await
 }
 
 pub(super) async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+    start_with_rules(settings, log, ApplierRules::ALL).await
+}
+
+pub(super) async fn start_with_rules(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
     let machines = vec![log.machine.clone()];
-    Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+    let (store, keys) = (log.store.clone(), log.keys.clone());
+    Applier::start_with_rules(settings, store, keys, machines, clock, rules).await.expect("started")
 }
 
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
 pub(super) async fn tidy(log: &TestLog) {
-    let applier = start(log).await;
+    tidy_with(settings(), log, ApplierRules::ALL).await;
+    let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
+    let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
+    let later = |text: &String| ["/manifest/", "/map/", "/pack/"].iter().any(|kind| text.contains(kind));
+    assert!(left.iter().all(later), "{left:?}");
+}
+
+pub(super) async fn tidy_with(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) {
+    let applier = start_with_rules(settings, log, rules).await;
+    at_rest(&applier, log).await;
+    applier.stop().await;
+}
+
+/// Everything is taken in, and nothing moves any more.
+pub(super) async fn at_rest(applier: &Applier, log: &TestLog) {
     let (mut before, mut same) = (None, 0);
     // Nothing moves any more when several looks in a row find the same objects.
     wait_for("rest", async || {
@@ -71,17 +93,19 @@ pub(super) async fn tidy(log: &TestLog) {
         let settled = status.processed_seq == log.last() && before == now;
         same = if settled { same + 1 } else { 0 };
         before = now;
-        same == 5
+        same >= 5 && !has_garbage(log).await
     })
     .await;
-    applier.stop().await;
-    let plan = preview_collection(&log.store, &log.keys, &log.machine).await.expect("no doubt");
-    let left: Vec<_> = plan.garbage.iter().map(|garbage| plan.explain(garbage)).collect();
-    assert!(left.iter().all(|text| text.contains("/manifest/") || text.contains("/map/")), "{left:?}");
+}
+
+/// Whether segments are left that a collection would take.
+async fn has_garbage(log: &TestLog) -> bool {
+    let plan = preview_collection(&log.store, &log.keys, &log.machine).await;
+    plan.is_ok_and(|plan| plan.garbage.iter().any(|garbage| garbage.path.contains("/stream/")))
 }
 
 /// Every position: those that are promised read as the model says, the others are refused.
-async fn everything_is_right(log: &TestLog) {
+pub(super) async fn everything_is_right(log: &TestLog) {
     let history = load(log).await;
     let newest = log.model.times[log.last().0 as usize];
     for seq in (1..=log.last().0).map(Seq) {
@@ -119,7 +143,7 @@ async fn by_time(log: &TestLog, history: &History, seq: Seq) {
     }
 }
 
-async fn verified(log: &TestLog) {
+pub(super) async fn verified(log: &TestLog) {
     let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(report.head_seq, log.last());
@@ -143,6 +167,10 @@ pub(super) enum Step {
     Tidy,
     /// An applier is stopped at once, wherever it is.
     CutShort,
+    /// An applier dies at a step of a commit, a map, a pack or a collection, behind so many others.
+    Die {
+        passed: u8,
+    },
     /// Something that was deleted is put once more, as a late PUT does.
     LatePut {
         which: u16,
@@ -164,6 +192,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Restart),
         2 => Just(Step::Tidy),
         1 => Just(Step::CutShort),
+        2 => (0..120u8).prop_map(|passed| Step::Die { passed }),
         1 => any::<u16>().prop_map(|which| Step::LatePut { which }),
         1 => any::<u16>().prop_map(|which| Step::Hold { which }),
         1 => Just(Step::Release),
@@ -215,6 +244,7 @@ pub(super) async fn take(step: &Step, log: &mut TestLog, beside: &mut Beside) {
             beside.is_held(log).await;
         }
         Step::CutShort => start(log).await.stop().await,
+        Step::Die { passed } => die(log, passed.into(), "applier-", ApplierRules::ALL).await,
         Step::LatePut { which } => {
             if let Some((path, bytes)) = beside.put.get(usize::from(which) % beside.put.len().max(1)) {
                 // There already, or gone: both are fine.
@@ -261,7 +291,7 @@ impl Beside {
     }
 }
 
-async fn play(steps: &[Step]) -> TestLog {
+pub(super) async fn play(steps: &[Step]) -> TestLog {
     let (store, keys) = vault().await;
     let mut log = TestLog::begin(&store, &keys, "db", 5).await;
     let mut beside = Beside::default();
@@ -276,14 +306,52 @@ async fn play(steps: &[Step]) -> TestLog {
     log
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10))]
+/// An applier that ends, as a dying process does, at a step whose name begins so, behind the next `passed` of them, or comes to
+/// rest before.
+pub(super) async fn die(log: &TestLog, mut passed: u64, prefix: &'static str, rules: ApplierRules) {
+    let dies = move |name: &'static str| {
+        let dies = name.starts_with(prefix) && passed == 0;
+        passed = passed.saturating_sub(u64::from(name.starts_with(prefix)));
+        dies
+    };
+    die_when(log, rules, dies).await;
+}
 
-    #[test]
-    fn whatever_is_done_what_is_promised_opens_and_nothing_else(steps in prop::collection::vec(step(), 10..50)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(play(&steps));
+/// The same at the step that this says, and at all behind it.
+pub(super) async fn die_when(log: &TestLog, rules: ApplierRules, mut dies: impl FnMut(&'static str) -> bool + 'static) {
+    let dead = Arc::new(tokio::sync::Notify::new());
+    let told = dead.clone();
+    let mut died = false;
+    probe::on_this_thread(Some(Box::new(move |name| {
+        died |= dies(name);
+        if died {
+            told.notify_one();
+        }
+        died
+    })));
+    let applier = start_with_rules(settings(), log, rules).await;
+    tokio::select! {
+        biased;
+        () = dead.notified() => {}
+        () = at_rest(&applier, log) => applier.stop().await,
     }
+    probe::on_this_thread(None);
+}
+
+#[test]
+fn whatever_is_done_what_is_promised_opens_and_nothing_else() {
+    let config = ProptestConfig::with_cases(10);
+    let (cases, packed) = (config.cases, std::cell::Cell::new(0));
+    let mut runner = TestRunner::new(config);
+    let played = runner.run(&prop::collection::vec(step(), 30..70), |steps| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let log = runtime.block_on(play(&steps));
+        let packs = runtime.block_on(log.store.list("machine/db/pack")).expect("listed");
+        packed.set(packed.get() + u32::from(!packs.is_empty()));
+        Ok(())
+    });
+    played.unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(packed.get() > cases / 2, "packs in {} lives of {cases}: the test shows little", packed.get());
 }
 
 /// A life long enough that the horizon has passed most of it.

@@ -6,6 +6,7 @@ mod damage;
 mod holds;
 mod horizon;
 mod overlay;
+mod packs;
 mod positions;
 mod process;
 mod reads;
@@ -13,6 +14,7 @@ mod replica;
 mod states;
 mod times;
 mod two_stores;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +48,7 @@ pub(crate) fn settings() -> ApplierConfig {
         replicas: Default::default(),
         replica_lag: Duration::MAX,
         map_segments: 2,
+        pack_bytes: 64 << 20,
         tidy_every: Duration::from_secs(60),
         gc: false,
         state_digests: false,

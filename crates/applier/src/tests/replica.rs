@@ -39,7 +39,8 @@ async fn committed(log: &TestLog, map_segments: usize) -> Committed {
     segments.extend(newest.segments);
     let recent = SegmentRun { segments, ..SegmentRun::default() };
     let (validity, unreckoned) = (load(log).await.validity().clone(), None);
-    Committed { horizon: Seq::ZERO, nodes: newest.nodes, recent, validity, unreckoned }
+    let packs = newest.packs.into();
+    Committed { horizon: Seq::ZERO, nodes: newest.nodes, packs, recent, validity, unreckoned }
 }
 
 fn maps(log: &TestLog) -> Arc<Maps> {
@@ -81,7 +82,7 @@ async fn go(log: &TestLog, replica: &mut Replica, committed: &Committed, late: b
     let stop = CancellationToken::new();
     replica.ready(&stop).await.expect("ready");
     if let Some(nodes) = replica.rebuild_nodes(committed, late) {
-        replica.rebuild(&maps(log), nodes, Rules::ALL, &stop).await.expect("rebuilt");
+        replica.rebuild(&maps(log), nodes, Arc::default(), Rules::ALL, &stop).await.expect("rebuilt");
         return Some(());
     }
     let target = replica.next_target(&committed.validity, &committed.recent)?;
@@ -235,7 +236,7 @@ async fn cost(size: u64, segments: usize) -> Cost {
     counting.take();
     let mut replica = open(&log, dirs[0].path(), ImageFormat::Raw);
     let nodes = replica.rebuild_nodes(&late, true).expect("maps");
-    let laid = replica.rebuild(&maps(&log), nodes, Rules::ALL, &stop).await.expect("rebuilt");
+    let laid = replica.rebuild(&maps(&log), nodes, Arc::default(), Rules::ALL, &stop).await.expect("rebuilt");
     let by_maps = counting.take();
     assert_eq!(replica.state().position.seq, log.last());
     drop(replica);

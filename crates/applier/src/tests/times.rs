@@ -37,7 +37,7 @@ const BETWEEN_POINTS: u64 = 2 * MINUTE;
 
 /// The time of the machine, as far as it has come.
 #[derive(Default)]
-struct VirtualClock(AtomicU64);
+pub(super) struct VirtualClock(pub(super) AtomicU64);
 
 impl Clock for VirtualClock {
     fn now(&self) -> Timestamp {
@@ -90,7 +90,7 @@ async fn applier(log: &TestLog, retention: &str, clock: &Arc<VirtualClock>) -> A
 }
 
 /// Everything is taken in, and the policy was asked after that.
-async fn caught_up(applier: &Applier, log: &TestLog) {
+pub(super) async fn caught_up(applier: &Applier, log: &TestLog) {
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_secs(130)).await;
         if applier.status().machines[0].processed_seq == log.last() {

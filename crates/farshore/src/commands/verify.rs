@@ -70,7 +70,7 @@ fn judge_without_digest(report: &mut VerifyReport, head: Head) {
 /// What was read whole, and what was not.
 fn coverage(report: &VerifyReport) -> String {
     let Coverage { objects, bytes, whole_objects, whole_bytes, earlier_objects } = report.segments;
-    let maps = report.maps;
+    let (maps, packs) = (report.maps, report.packs);
     let mut text = format!(
         "Read whole: {whole_objects} of {objects} segments ({} of {}), {} of {} maps",
         bytes_text(whole_bytes),
@@ -78,7 +78,10 @@ fn coverage(report: &VerifyReport) -> String {
         maps.whole_objects,
         maps.objects
     );
-    match earlier_objects + maps.earlier_objects {
+    if packs.objects > 0 {
+        text += &format!(", {} of {} packs", packs.whole_objects, packs.objects);
+    }
+    match earlier_objects + maps.earlier_objects + packs.earlier_objects {
         0 => {}
         earlier => text += &format!("; {earlier} of them before this verify was interrupted"),
     }

@@ -19,6 +19,9 @@ const POLL: Duration = Duration::from_millis(200);
 /// How often it looks what the policy keeps no longer.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
+/// Bytes of a full pack.
+const PACK_BYTES: u64 = 64 << 20;
+
 /// A running applier.
 pub struct ApplierRole {
     applier: Arc<Applier>,
@@ -43,6 +46,7 @@ impl ApplierRole {
             gc: config.applier.gc,
             state_digests: config.applier.state_digests,
             map_segments: config.applier.map_segments,
+            pack_bytes: PACK_BYTES,
         };
         let machines = config.machines.iter().map(|m| m.name.clone()).collect();
         let applier = Applier::start(settings, store, keys, machines, Arc::new(SystemClock)).await?;

@@ -17,7 +17,10 @@ use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
 use crate::map::{self, MapDisk, MapRun, MapSource, Node};
 use crate::object::open_body;
 use crate::object::{HEADER_BYTES, ObjectHeader, ObjectKind, Opening};
-use crate::segment::{ChunkAt, FrameInfo, Piece, SegmentReader, SegmentRef, Table, frame_range, table_range};
+use crate::pack::{self, PackRef, PackedSegment};
+use crate::segment::{
+    ChunkAt, FrameInfo, FrameOpener, Piece, SegmentReader, SegmentRef, Table, frame_range, table_range,
+};
 
 /// Bytes of a body shown when this crate does not know its form.
 const OPAQUE_BYTES_MAX: usize = 256;
@@ -35,6 +38,8 @@ pub struct Dump {
     pub table: Option<TableDump>,
     /// What a map maps.
     pub map: Option<MapDump>,
+    /// What a pack holds, segment by segment.
+    pub pack: Option<Vec<String>>,
     /// The body of a small object.
     pub body: Option<BodyDump>,
 }
@@ -138,6 +143,8 @@ pub struct ManifestDump {
     pub segments: Vec<String>,
     /// Recovery points.
     pub points: Vec<String>,
+    /// Packs that stand for segments before the horizon.
+    pub packs: Vec<String>,
 }
 
 /// A map.
@@ -207,12 +214,14 @@ pub fn dump(keys: Option<&Keys>, bytes: &[u8]) -> Result<Dump, FormatError> {
         header: header_dump(&header, bytes)?,
         table: None,
         map: None,
+        pack: None,
         body: None,
     };
     let Some(keys) = keys else { return Ok(dump) };
     let shown = match header.kind {
         ObjectKind::Segment => dump.show_segment(keys, header, bytes),
         ObjectKind::Map => dump.show_map(keys, &header, bytes),
+        ObjectKind::Pack => dump.show_pack(keys, &header, bytes),
         _ => dump.show_body(keys, &header, bytes),
     };
     if let Err(problem) = shown {
@@ -259,6 +268,21 @@ impl Dump {
         Ok(())
     }
 
+    fn show_pack(&mut self, keys: &Keys, header: &ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
+        let index = pack::open_index(keys, header, slice(bytes, table_range(header))?)?;
+        for held in &index.segments {
+            let opener = FrameOpener::new(keys, held.id);
+            for frame in &held.frames {
+                let opened = slice(bytes, frame_range(header, frame)).and_then(|sealed| opener.open(frame, sealed));
+                if let Err(problem) = opened {
+                    self.note(format!("frame {} of epoch {} slot {}: {problem}", frame.number, held.epoch, held.slot));
+                }
+            }
+        }
+        self.pack = Some(index.segments.iter().map(packed_dump).collect());
+        Ok(())
+    }
+
     fn show_body(&mut self, keys: &Keys, header: &ObjectHeader, bytes: &[u8]) -> Result<(), FormatError> {
         let plain = open_body(keys, header, bytes)?;
         self.body = Some(match header.kind {
@@ -266,13 +290,15 @@ impl Dump {
                 let opening = Opening::decode(&plain)?;
                 let state = match opening.state.as_slice() {
                     [] => None,
-                    state => Some(Manifest::decode(state).map(|m| manifest_dump(&m.nodes, &m.segments, &m.points))?),
+                    state => Some(
+                        Manifest::decode(state).map(|m| manifest_dump(&m.nodes, &m.segments, &m.points, &m.packs))?,
+                    ),
                 };
                 BodyDump::Opening { prev_epoch: opening.prev_epoch, prev_end: opening.prev_end, state }
             }
             ObjectKind::Manifest => {
                 let commit = ManifestCommit::decode(&plain)?;
-                BodyDump::Manifest(manifest_dump(&commit.nodes, &commit.segments, &commit.points))
+                BodyDump::Manifest(manifest_dump(&commit.nodes, &commit.segments, &commit.points, &commit.packs))
             }
             ObjectKind::Hold => {
                 let HoldRequest { id, seq, lasts_seconds } = HoldRequest::decode(&plain)?;
@@ -385,7 +411,20 @@ fn node_dump(node: &Node) -> String {
     )
 }
 
-fn manifest_dump(nodes: &[Node], segments: &[Promoted], points: &[Point]) -> ManifestDump {
+fn packed_dump(held: &PackedSegment) -> String {
+    let bytes: u64 = held.frames.iter().map(|frame| u64::from(frame.sealed_bytes)).sum();
+    format!("epoch {} slot {}: id {}, {} frames of {bytes} bytes", held.epoch, held.slot, held.id, held.frames.len())
+}
+
+fn pack_dump(pack: &PackRef) -> String {
+    let PackRef { name, first, last, bytes, .. } = pack;
+    format!(
+        "pack {}/{} of {bytes} bytes, epoch {} slot {} to epoch {} slot {}",
+        name.epoch, name.number, first.0, first.1, last.0, last.1
+    )
+}
+
+fn manifest_dump(nodes: &[Node], segments: &[Promoted], points: &[Point], packs: &[PackRef]) -> ManifestDump {
     let point = |p: &Point| {
         let mark = p.mark.as_ref().map(|mark| format!(", mark {}", mark_text(mark))).unwrap_or_default();
         let made = p.made.map(|made| format!(", made {} of chain {}", made.at, made.chain)).unwrap_or_default();
@@ -399,6 +438,7 @@ fn manifest_dump(nodes: &[Node], segments: &[Promoted], points: &[Point]) -> Man
         nodes: nodes.iter().map(node_dump).collect(),
         segments: segments.iter().map(segment_dump).collect(),
         points: points.iter().map(point).collect(),
+        packs: packs.iter().map(pack_dump).collect(),
     }
 }
 

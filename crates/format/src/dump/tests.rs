@@ -89,3 +89,18 @@ fn a_map_shows_its_disks_and_what_it_is_made_of() {
     let dump = super::dump(Some(&samples::keys()), &damaged).expect("its header reads");
     assert!(dump.map.is_some() && dump.problems[1].starts_with("page 0: "), "{dump}");
 }
+
+#[test]
+fn a_pack_shows_what_it_holds_of_each_segment() {
+    let object = samples::pack(Packing::WhenItPays).parts.concat();
+    let dump = dump(Some(&samples::keys()), &object).expect("its header reads");
+    assert!(dump.authenticated && dump.problems.is_empty(), "{dump}");
+    let text = dump.to_string();
+    for part in ["pack of frames of 1 segments", "epoch 3 slot 4: id 45", "2 frames of "] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let mut damaged = object;
+    *damaged.last_mut().expect("not empty") ^= 1;
+    let dump = super::dump(Some(&samples::keys()), &damaged).expect("its header reads");
+    assert!(dump.pack.is_some() && dump.problems[1].starts_with("frame 7 of epoch 3 slot 4: "), "{dump}");
+}

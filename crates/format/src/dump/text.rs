@@ -18,6 +18,10 @@ impl fmt::Display for Dump {
         if let Some(m) = &self.map {
             map(f, m)?;
         }
+        if let Some(held) = &self.pack {
+            writeln!(f, "pack of frames of {} segments", held.len())?;
+            held.iter().try_for_each(|segment| writeln!(f, "  {segment}"))?;
+        }
         match &self.body {
             Some(BodyDump::Opening { prev_epoch, prev_end, state }) => {
                 writeln!(f, "opening: continues epoch {prev_epoch}, whose last accepted slot is {prev_end}")?;
@@ -101,5 +105,6 @@ fn manifest(f: &mut fmt::Formatter<'_>, m: &ManifestDump) -> fmt::Result {
     )?;
     m.nodes.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
     m.segments.iter().try_for_each(|segment| writeln!(f, "  segment {segment}"))?;
+    m.packs.iter().try_for_each(|pack| writeln!(f, "  {pack}"))?;
     m.points.iter().try_for_each(|point| writeln!(f, "  point {point}"))
 }

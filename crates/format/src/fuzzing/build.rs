@@ -16,6 +16,7 @@ use crate::manifest::{
 };
 use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
+use crate::pack::{PackName, PackRef};
 use crate::segment::{CHUNK_BYTES_MAX, ChunkAt, Piece, SegmentRef};
 use crate::wire::{Frame, Hello, Refusal, Refused, Start, Stored, Welcome};
 
@@ -287,8 +288,10 @@ pub(super) fn manifest(u: Source) -> Result<Manifest> {
     let pins = ids(u)?.into_iter().collect();
     let point_maps = point_maps(u)?.into_iter().collect();
     let (drains, points) = (drains(u)?, points(u)?);
+    let passed = horizon.as_ref().map_or((0, 0), |last| (last.epoch, last.slot));
+    let packs = packs(u)?.into_iter().filter(|pack| pack.last <= passed).collect();
     let (holds, holds_read) = (held(u)?.into_iter().collect(), u.arbitrary()?);
-    Ok(Manifest { nodes, segments, horizon, ends, drains, points, pins, point_maps, holds, holds_read })
+    Ok(Manifest { nodes, segments, horizon, ends, drains, points, pins, point_maps, packs, holds, holds_read })
 }
 
 fn held(u: Source) -> Result<Vec<(HoldId, Hold)>> {
@@ -299,6 +302,24 @@ fn held(u: Source) -> Result<Vec<(HoldId, Hold)>> {
 pub(super) fn hold_request(u: Source) -> Result<HoldRequest> {
     let lasts_seconds = u.int_in_range(0..=LASTS_SECONDS_MAX)?;
     Ok(HoldRequest { id: HoldId(u.arbitrary()?), seq: Seq(u.arbitrary()?), lasts_seconds })
+}
+
+/// Packs in order.
+fn packs(u: Source) -> Result<Vec<PackRef>> {
+    let places: Vec<_> = promoted(u)?.into_iter().map(|segment| (segment.epoch.max(1), segment.slot)).collect();
+    let mut packs = Vec::new();
+    for pair in places.chunks_exact(2).filter(|pair| pair[0] <= pair[1]) {
+        let name = pack_name(u)?;
+        let (first, last) = (pair[0], pair[1]);
+        if packs.last().is_none_or(|before: &PackRef| before.last < first) {
+            packs.push(PackRef { name, first, last, index_bytes: u.arbitrary()?, bytes: u.arbitrary()? });
+        }
+    }
+    Ok(packs)
+}
+
+fn pack_name(u: Source) -> Result<PackName> {
+    Ok(PackName { epoch: u.int_in_range(1..=u64::MAX)?, number: u.int_in_range(1..=u64::MAX)? })
 }
 
 fn point_maps(u: Source) -> Result<Vec<(PointId, Node)>> {
@@ -313,8 +334,10 @@ pub(super) fn manifest_commit(u: Source) -> Result<ManifestCommit> {
     let (horizon, point_maps) = (promoted(u)?.into_iter().next(), point_maps(u)?);
     let states = list(u, LIST_MAX, |u| Ok(PointStates { point: PointId(u.arbitrary()?), disks: states(u)? }))?;
     let (held, released, holds_read) = (held(u)?, list(u, LIST_MAX, |u| Ok(HoldId(u.arbitrary()?)))?, u.arbitrary()?);
+    let (packs, unpacked) = (packs(u)?, list(u, LIST_MAX, pack_name)?);
     let commit = ManifestCommit { segments, drains, points, dropped, pinned, unpinned, ..ManifestCommit::default() };
-    Ok(ManifestCommit { nodes, horizon, point_maps, states, held, released, holds_read, ..commit })
+    let commit = ManifestCommit { nodes, horizon, point_maps, states, packs, unpacked, ..commit };
+    Ok(ManifestCommit { held, released, holds_read, ..commit })
 }
 
 /// Runs of a page: ascending, none overlapping.

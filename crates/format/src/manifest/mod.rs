@@ -16,6 +16,7 @@ mod tests;
 use crate::hold::HoldId;
 use crate::map::{FANOUT, Node, node_is_sound};
 use crate::object::{ObjectHash, ObjectId};
+use crate::pack::{PackName, PackRef, packs_are_sound};
 use crate::state::StateSum;
 use crate::{FormatError, check, versioned};
 
@@ -165,6 +166,9 @@ pub struct Manifest {
     /// For each point up to the horizon a map of its leaf's records up to it: with the nodes before that leaf it opens
     /// without any record table.
     pub point_maps: BTreeMap<PointId, Node>,
+    /// Packs in the order of the stream, all up to the horizon: for the segments that one covers it stands, and their own
+    /// objects may be gone.
+    pub packs: Vec<PackRef>,
     /// Positions that readers hold. At most [`HOLDS_MAX`].
     pub holds: BTreeMap<HoldId, Hold>,
     /// Requests up to this number are answered: `holds` has what was granted.
@@ -206,6 +210,10 @@ pub struct ManifestCommit {
     pub point_maps: Vec<(PointId, Node)>,
     /// What the disks of points hold, reckoned since.
     pub states: Vec<PointStates>,
+    /// Packs added by it.
+    pub packs: Vec<PackRef>,
+    /// Packs for which these stand, or of which nothing is needed any more.
+    pub unpacked: Vec<PackName>,
     /// Holds granted.
     pub held: Vec<(HoldId, Hold)>,
     /// Holds that ended.
@@ -230,6 +238,7 @@ impl Manifest {
         let passed = read.horizon.as_ref().map_or(0, |horizon| horizon.epoch);
         let ends = read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) && read.ends.iter().all(|end| end.epoch > passed);
         check_point_maps(read.point_maps.values())?;
+        check_packs(&read.packs, read.horizon.as_ref())?;
         match behind && ascend && ends {
             true => Ok(read),
             false => Err(FormatError::Invalid { what: "order within a manifest" }),
@@ -265,7 +274,14 @@ impl Manifest {
         self.holds_read = self.holds_read.max(commit.holds_read);
         commit.nodes.into_iter().try_for_each(|node| self.take(node))?;
         self.point_maps.extend(commit.point_maps);
-        commit.horizon.map_or(Ok(()), |horizon| self.pass(horizon))
+        commit.horizon.map_or(Ok(()), |horizon| self.pass(horizon))?;
+        if !commit.packs.is_empty() || !commit.unpacked.is_empty() {
+            self.packs.retain(|pack| !commit.unpacked.contains(&pack.name));
+            self.packs.extend(commit.packs);
+            self.packs.sort_unstable_by_key(|pack| pack.first);
+            check_packs(&self.packs, self.horizon.as_ref())?;
+        }
+        Ok(())
     }
 
     /// The horizon moves up to the end of an epoch that maps hold to its end.
@@ -324,17 +340,21 @@ impl ManifestCommit {
         let read: Self = decode("manifest commit", bytes)?;
         check_parts(&read.segments, &read.drains, &read.points, &read.nodes)?;
         check_point_maps(read.point_maps.iter().map(|(_, node)| node))?;
-        Ok(read)
+        match packs_are_sound(&read.packs) {
+            true => Ok(read),
+            false => Err(FormatError::Invalid { what: "pack of a manifest" }),
+        }
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         let Self { segments, drains, points, dropped, pinned, unpinned, nodes, horizon, point_maps, .. } = self;
-        let Self { states, held, released, holds_read, .. } = self;
+        let Self { states, packs, unpacked, held, released, holds_read, .. } = self;
         let points = points.is_empty() && dropped.is_empty() && pinned.is_empty() && unpinned.is_empty();
         let maps = nodes.is_empty() && horizon.is_none() && point_maps.is_empty();
+        let packs = packs.is_empty() && unpacked.is_empty();
         let holds = held.is_empty() && released.is_empty() && *holds_read == 0;
-        segments.is_empty() && drains.is_empty() && points && maps && states.is_empty() && holds
+        segments.is_empty() && drains.is_empty() && points && maps && packs && states.is_empty() && holds
     }
 }
 
@@ -357,6 +377,15 @@ fn check_point_maps<'a>(mut nodes: impl Iterator<Item = &'a Node>) -> Result<(),
     match nodes.all(|node| node.level == 0 && node_is_sound(node)) {
         true => Ok(()),
         false => Err(FormatError::Invalid { what: "map of a point in a manifest" }),
+    }
+}
+
+/// Packs are in order and hold nothing behind the horizon.
+fn check_packs(packs: &[PackRef], horizon: Option<&Promoted>) -> Result<(), FormatError> {
+    let horizon = horizon.map_or((0, 0), place);
+    match packs_are_sound(packs) && packs.last().is_none_or(|last| last.last <= horizon) {
+        true => Ok(()),
+        false => Err(FormatError::Invalid { what: "pack of a manifest" }),
     }
 }
 

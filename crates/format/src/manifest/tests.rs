@@ -15,7 +15,9 @@ fn manifests_and_commits_read_back() {
 fn a_commit_moves_the_fold_on() {
     let mut manifest = Manifest::default();
     assert_eq!(manifest.folded(), (0, 0));
-    manifest.apply(ManifestCommit { nodes: Vec::new(), horizon: None, ..samples::manifest_commit() }).expect("it fits");
+    manifest
+        .apply(ManifestCommit { nodes: Vec::new(), horizon: None, packs: Vec::new(), ..samples::manifest_commit() })
+        .expect("it fits");
     assert_eq!(manifest.folded(), (3, 3));
     assert_eq!(manifest.ends, [EpochEnd { epoch: 3, slot: 3 }]);
     assert_eq!(manifest.points.len(), 1);
@@ -133,4 +135,26 @@ fn the_map_of_a_point_goes_with_it() {
     let dropped = vec![samples::point().id];
     manifest.apply(ManifestCommit { dropped, ..ManifestCommit::default() }).expect("it fits");
     assert!(manifest.point_maps.is_empty());
+}
+
+#[test]
+fn packs_stand_for_what_lies_before_the_horizon_and_never_overlap() {
+    let whole = samples::manifest();
+    let (one, two) = (whole.packs[0].clone(), whole.packs[1].clone());
+    let commit = |packs, unpacked| ManifestCommit { packs, unpacked, ..ManifestCommit::default() };
+    let applied = |commit: ManifestCommit| {
+        let mut manifest = whole.clone();
+        manifest.apply(commit).map(|()| manifest.packs)
+    };
+    let three = samples::pack_ref(3, (1, 2), (2, 1));
+    assert_eq!(applied(commit(Vec::new(), vec![one.name])), Ok(vec![two.clone()]));
+    assert_eq!(applied(commit(vec![three.clone()], vec![one.name, two.name])), Ok(vec![three.clone()]));
+    let behind = samples::pack_ref(4, (2, 4), (2, 10));
+    for bad in [commit(vec![three], vec![one.name]), commit(vec![behind.clone()], Vec::new())] {
+        assert_eq!(applied(bad), Err(FormatError::Invalid { what: "pack of a manifest" }));
+    }
+    let bytes = Manifest { packs: vec![behind], ..whole.clone() }.encode();
+    assert_eq!(Manifest::decode(&bytes), Err(FormatError::Invalid { what: "pack of a manifest" }));
+    let bytes = commit(vec![two, one], Vec::new()).encode();
+    assert_eq!(ManifestCommit::decode(&bytes), Err(FormatError::Invalid { what: "pack of a manifest" }));
 }

@@ -207,7 +207,7 @@ impl ObjectHeader {
                 place.machine.is_some() && place.log.is_some() && place.slot == 0
             }
             ObjectKind::Segment => place.machine.is_some() && place.log == Some(LogKind::Stream) && place.slot > 0,
-            ObjectKind::Manifest | ObjectKind::Map => {
+            ObjectKind::Manifest | ObjectKind::Map | ObjectKind::Pack => {
                 place.machine.is_some() && place.log == Some(LogKind::Manifest) && place.slot > 0
             }
         };
@@ -215,7 +215,7 @@ impl ObjectHeader {
             return Err(FormatError::Invalid { what: "object place (not one of this kind)" });
         }
         let last = self.head.position.seq;
-        let holds_records = self.kind.has_table();
+        let holds_records = self.kind.has_records();
         let numbers = last.0 < u64::MAX
             && if holds_records {
                 self.first_seq > Seq::ZERO && self.first_seq <= last && self.first_time <= self.head.time
@@ -225,12 +225,13 @@ impl ObjectHeader {
         if !numbers {
             return Err(FormatError::Invalid { what: "record numbers or times in the header" });
         }
-        if holds_records == (self.table_sealed_bytes == 0) || holds_records == (self.table_plain_bytes == 0) {
+        let has_table = self.kind.has_table();
+        if has_table == (self.table_sealed_bytes == 0) || has_table == (self.table_plain_bytes == 0) {
             return Err(FormatError::Invalid {
-                what: "table length (segments and maps have a table, others have none)",
+                what: "table length (segments, maps and packs have a table, others have none)",
             });
         }
-        if !holds_records && self.frame_count != 1 {
+        if !has_table && self.frame_count != 1 {
             return Err(FormatError::Invalid { what: "frame count (a small object has one)" });
         }
         Ok(())

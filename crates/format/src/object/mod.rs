@@ -86,19 +86,22 @@ pub enum ObjectKind {
     Manifest = 5,
     /// A map of a machine's history, made by the owner of a manifest epoch and numbered by it.
     Map = 6,
+    /// Frames of segments before the horizon, put together by the owner of a manifest epoch and numbered by it.
+    Pack = 7,
     /// A request to hold a position: see [`crate::hold`].
     Hold = 10,
 }
 
 impl ObjectKind {
     /// Every kind, by number.
-    pub const ALL: [ObjectKind; 7] = [
+    pub const ALL: [ObjectKind; 8] = [
         ObjectKind::Vault,
         ObjectKind::Epoch,
         ObjectKind::Opening,
         ObjectKind::Segment,
         ObjectKind::Manifest,
         ObjectKind::Map,
+        ObjectKind::Pack,
         ObjectKind::Hold,
     ];
 
@@ -111,6 +114,7 @@ impl ObjectKind {
             ObjectKind::Segment => "segment",
             ObjectKind::Manifest => "manifest",
             ObjectKind::Map => "map",
+            ObjectKind::Pack => "pack",
             ObjectKind::Hold => "hold",
         }
     }
@@ -124,24 +128,31 @@ impl ObjectKind {
             ObjectKind::Segment => MAGICS[3],
             ObjectKind::Manifest => MAGICS[4],
             ObjectKind::Map => MAGICS[5],
-            ObjectKind::Hold => MAGICS[6],
+            ObjectKind::Pack => MAGICS[6],
+            ObjectKind::Hold => MAGICS[7],
         }
     }
 
     /// Whether a sealed table and any number of frames follow the header; else one sealed body does.
     pub fn has_table(self) -> bool {
+        self.has_records() || self == ObjectKind::Pack
+    }
+
+    /// Whether the header says which records it holds.
+    pub fn has_records(self) -> bool {
         matches!(self, ObjectKind::Segment | ObjectKind::Map)
     }
 }
 
 /// Magics, in the order of [`ObjectKind::ALL`].
-const MAGICS: [[u8; 8]; 7] = [
+const MAGICS: [[u8; 8]; 8] = [
     [0xf1, 0x60, 0xb2, 0x7a, 0xf6, 0xfb, 0x21, 0x33],
     [0x7b, 0x5e, 0xe8, 0x9b, 0xfd, 0xb2, 0x98, 0x9f],
     [0x3b, 0xae, 0xc2, 0x76, 0xd4, 0x70, 0x85, 0x87],
     [0x5e, 0xf2, 0xd3, 0x86, 0x72, 0x39, 0xdf, 0x92],
     [0x64, 0x0d, 0xf5, 0xb6, 0x66, 0x16, 0x09, 0x1e],
     [0xa6, 0x07, 0xb1, 0x24, 0xb9, 0xf0, 0x13, 0x53],
+    [0x72, 0x73, 0x6b, 0x77, 0x6d, 0xca, 0xbf, 0xa6],
     [0xd8, 0x58, 0x32, 0x1c, 0x87, 0x6d, 0xb6, 0xb1],
 ];
 

@@ -9,7 +9,8 @@
 //! Garbage are the slots of manifest epochs below ours, and, in stream epochs below the folded one, every slot that the
 //! manifest does not name: openings, voids, and what a late PUT brought back of either. Up to the manifest's horizon
 //! (docs/rfcs/0006-horizon.md) names do not hold a segment: there whoever reads maps says what is [`Needed`], and the rest is
-//! garbage too, as are maps of older manifest epochs that are not needed. What must hold:
+//! garbage too, as are maps of older manifest epochs that are not needed, and packs (docs/rfcs/0009-packs.md) of older manifest
+//! epochs that the manifest does not name. A segment for which a named pack stands is not needed. What must hold:
 //!
 //! - Nothing is deleted before a look, made after reading our own epoch of the manifest log, found no newer owner: then
 //!   every later manifest begins with what was read, so what is garbage now stays garbage. A zombie does no harm.
@@ -26,12 +27,13 @@ use std::fmt;
 
 use format::manifest::Manifest;
 use format::object::LogKind;
+use format::pack::{PackRef, covering};
 use futures::stream::{self, TryStreamExt};
 
 use super::entry::Extent;
 use super::{EpochLog, LogPosition, LogWriter};
-use crate::StoreError;
-use crate::vault::{log_prefix, map_prefix};
+use crate::vault::{log_prefix, map_prefix, pack_prefix};
+use crate::{Store, StoreError};
 
 /// Deletions between two looks.
 const BATCH_OBJECTS: usize = 64;
@@ -50,8 +52,12 @@ pub enum Why {
     OldManifest,
     /// A segment up to the horizon from which no point, nor anything behind the horizon, reads a byte.
     Unneeded,
+    /// A segment up to the horizon whose needed frames a pack holds.
+    Packed,
     /// A map through which nothing opens.
     UnneededMap,
+    /// A pack that no manifest names, nor ever will.
+    UnnamedPack,
 }
 
 /// What is needed of a machine's vault up to its horizon, as whoever reads maps has marked it. It stays right for every
@@ -114,6 +120,8 @@ pub struct Proof {
     folded: LogPosition,
     /// Its horizon; zeros for none.
     horizon: LogPosition,
+    /// Packs named, in order.
+    packs: Vec<PackRef>,
     /// Last named slot of each epoch behind the horizon; slots 1 to it are named.
     ends: BTreeMap<u64, u64>,
     /// What is needed up to the horizon; none when nobody has said it of this very horizon: then nothing up to it goes.
@@ -144,12 +152,18 @@ impl Proof {
         }
         let ends = manifest.ends.iter().map(|end| (end.epoch, end.slot)).collect();
         let needed = needed.filter(|needed| needed.horizon == horizon && needed.manifest_epoch <= at.epoch);
-        Ok(Self { manifest: at, folded, horizon, ends, needed })
+        let packs = manifest.packs.clone();
+        Ok(Self { manifest: at, folded, horizon, packs, ends, needed })
     }
 
     /// Whether the manifest names the segment.
     fn names(&self, position: &LogPosition) -> bool {
         self.ends.get(&position.epoch).is_some_and(|end| (1..=*end).contains(&position.slot))
+    }
+
+    /// Whether a pack stands for the segment.
+    fn is_packed(&self, position: &LogPosition) -> bool {
+        covering(&self.packs, position.epoch, position.slot).is_some()
     }
 
     /// Every segment that must be there.
@@ -159,6 +173,7 @@ impl Proof {
             (1..=*end).map(move |slot| LogPosition { epoch, slot })
         };
         let needed = self.needed.iter().flat_map(|needed| &needed.segments).copied();
+        let needed = needed.filter(|position| !self.is_packed(position));
         self.ends.iter().flat_map(slots).chain(needed).collect()
     }
 
@@ -171,12 +186,19 @@ impl Proof {
                 let needed = self.needed.as_ref()?;
                 match position.slot {
                     0 => Some(Why::FoldedOpening),
-                    _ => (!needed.segments.contains(&position)).then_some(Why::Unneeded),
+                    _ if !needed.segments.contains(&position) => Some(Why::Unneeded),
+                    _ => self.is_packed(&position).then_some(Why::Packed),
                 }
             }
             LogKind::Stream if position.slot == 0 => Some(Why::FoldedOpening),
             LogKind::Stream => Some(Why::Void),
         }
+    }
+
+    /// The same of the pack with that number of a manifest epoch. An owner names only packs of its own epoch.
+    pub fn judge_pack(&self, epoch: u64, number: u64) -> Option<Why> {
+        let named = self.packs.iter().any(|pack| (pack.name.epoch, pack.name.number) == (epoch, number));
+        (epoch < self.manifest.epoch && !named).then_some(Why::UnnamedPack)
     }
 
     /// The same of the map with that number of a manifest epoch.
@@ -193,6 +215,8 @@ pub struct Plan {
     pub proof: Proof,
     /// The objects.
     pub garbage: Vec<Garbage>,
+    /// Needed segments up to the horizon that lie there as such, with their bytes as listed.
+    pub kept: BTreeMap<LogPosition, u64>,
 }
 
 impl Plan {
@@ -206,6 +230,8 @@ impl Plan {
             Why::FoldedOpening => format!("{path}: opening below {folded}, where {manifest} has named every segment"),
             Why::OldManifest => format!("{path}: replaced by the opening of the epoch of {manifest}"),
             Why::Unneeded => format!("{path}: before the horizon, and no point of {manifest} reads a byte of it"),
+            Why::Packed => format!("{path}: before the horizon, and a pack of {manifest} holds what points read of it"),
+            Why::UnnamedPack => format!("{path}: {manifest} names other packs"),
             Why::UnneededMap => format!("{path}: no position that {manifest} promises opens through it"),
         }
     }
@@ -224,6 +250,8 @@ pub struct Collected {
     pub segments: u64,
     /// Maps.
     pub maps: u64,
+    /// Packs.
+    pub packs: u64,
     /// Bytes of them all.
     pub bytes: u64,
     /// Objects of the plan that the pass did not come to.
@@ -233,7 +261,7 @@ pub struct Collected {
 impl Collected {
     /// Objects deleted.
     pub fn objects(&self) -> u64 {
-        self.void + self.openings + self.manifests + self.segments + self.maps
+        self.void + self.openings + self.manifests + self.segments + self.maps + self.packs
     }
 
     fn count(&mut self, garbage: &Garbage) {
@@ -241,8 +269,9 @@ impl Collected {
             Why::Void => self.void += 1,
             Why::FoldedOpening => self.openings += 1,
             Why::OldManifest => self.manifests += 1,
-            Why::Unneeded => self.segments += 1,
+            Why::Unneeded | Why::Packed => self.segments += 1,
             Why::UnneededMap => self.maps += 1,
+            Why::UnnamedPack => self.packs += 1,
         }
         self.bytes += garbage.bytes;
         self.left -= 1;
@@ -251,8 +280,11 @@ impl Collected {
 
 impl fmt::Display for Collected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { void, openings, manifests, segments, maps, bytes, left } = self;
-        write!(f, "{segments} segments, {maps} maps, {void} void slots, {openings} openings and {manifests} old ")?;
+        let Self { void, openings, manifests, segments, maps, packs, bytes, left } = self;
+        write!(
+            f,
+            "{segments} segments, {packs} packs, {maps} maps, {void} void slots, {openings} openings and {manifests} old "
+        )?;
         write!(f, "manifest slots deleted, {bytes} bytes")?;
         if *left > 0 {
             write!(f, "; {left} are left for the next pass")?;
@@ -264,7 +296,7 @@ impl fmt::Display for Collected {
 impl Proof {
     /// What of a machine's logs and maps is garbage by this proof, found by LIST. Errors: a doubt, or the store.
     async fn plan(self, manifests: &EpochLog, stream: &EpochLog) -> Result<Plan, CollectError> {
-        let mut garbage = Vec::new();
+        let (mut garbage, mut kept) = (Vec::new(), BTreeMap::new());
         for log in [manifests, stream] {
             let mut missing = match log.kind {
                 LogKind::Stream => self.expected(),
@@ -276,7 +308,10 @@ impl Proof {
                     Place::Unknown => return Err(CollectError::Stray { path }),
                     Place::Epoch => {}
                     Place::Slot(position) => {
-                        missing.remove(&position);
+                        let expected = missing.remove(&position);
+                        if expected && position <= self.horizon {
+                            kept.insert(position, bytes);
+                        }
                         garbage.extend(self.judge(log.kind, position).map(|why| Garbage { path, bytes, why }));
                     }
                 }
@@ -286,7 +321,25 @@ impl Proof {
             }
         }
         garbage.extend(self.unneeded_maps(stream).await?);
-        Ok(Plan { proof: self, garbage })
+        garbage.extend(self.unnamed_packs(stream).await?);
+        Ok(Plan { proof: self, garbage, kept })
+    }
+
+    async fn unnamed_packs(&self, stream: &EpochLog) -> Result<Vec<Garbage>, CollectError> {
+        let prefix = pack_prefix(&stream.machine);
+        let named = self.packs.iter().map(|pack| (pack.name.epoch, pack.name.number));
+        let (mut missing, mut garbage) = (named.collect::<BTreeSet<_>>(), Vec::new());
+        for (path, bytes) in stream.store.list(&prefix).await? {
+            let Some((epoch, number)) = numbered_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
+            missing.remove(&(epoch, number));
+            garbage.extend(self.judge_pack(epoch, number).map(|why| Garbage { path, bytes, why }));
+        }
+        match missing.first() {
+            None => Ok(garbage),
+            Some((epoch, number)) => {
+                Err(CollectError::NotListed { path: format!("{prefix}/{epoch:016x}/{number:016x}") })
+            }
+        }
     }
 
     async fn unneeded_maps(&self, stream: &EpochLog) -> Result<Vec<Garbage>, CollectError> {
@@ -294,7 +347,7 @@ impl Proof {
         let prefix = map_prefix(&stream.machine);
         let (mut missing, mut garbage) = (needed.maps.clone(), Vec::new());
         for (path, bytes) in stream.store.vault().list(&prefix).await? {
-            let Some((epoch, number)) = map_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
+            let Some((epoch, number)) = numbered_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
             missing.remove(&(epoch, number));
             garbage.extend(self.judge_map(epoch, number).map(|why| Garbage { path, bytes, why }));
         }
@@ -338,7 +391,9 @@ impl LogWriter {
             // Not needed for safety: the proof holds for ever. An owner that was replaced leaves the work to the new one.
             self.look_before_deleting().await?;
             let deletions = stream::iter(batch.iter().map(Ok));
-            deletions.try_for_each_concurrent(DELETES_INFLIGHT, |garbage| store.delete(&garbage.path)).await?;
+            probe::failpoint!("applier-collect-before");
+            deletions.try_for_each_concurrent(DELETES_INFLIGHT, |garbage| delete(store, &garbage.path)).await?;
+            probe::failpoint!("applier-collect-after");
             batch.iter().for_each(|garbage| collected.count(garbage));
         }
         Ok(collected)
@@ -363,6 +418,13 @@ impl LogWriter {
     }
 }
 
+/// Deletes one of several objects.
+async fn delete(store: &Store, path: &str) -> Result<(), StoreError> {
+    store.delete(path).await?;
+    probe::failpoint!("applier-collect-between");
+    Ok(())
+}
+
 /// What a path below a log's prefix is.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
@@ -377,8 +439,8 @@ fn number(text: &str) -> Option<u64> {
     digits.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
-/// Manifest epoch and number of the map at a path below the maps' prefix.
-fn map_of(prefix: &str, path: &str) -> Option<(u64, u64)> {
+/// Manifest epoch and number of the map or pack at a path below the prefix of all of them.
+fn numbered_of(prefix: &str, path: &str) -> Option<(u64, u64)> {
     let (epoch, name) = path.strip_prefix(prefix)?.strip_prefix('/')?.split_once('/')?;
     number(epoch).zip(number(name))
 }
@@ -398,6 +460,8 @@ fn place_of(prefix: &str, path: &str) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use format::pack::PackName;
+
     use super::*;
 
     fn at(epoch: u64, slot: u64) -> LogPosition {
@@ -408,7 +472,7 @@ mod tests {
     fn only_what_the_manifest_makes_needless_is_judged_garbage() {
         let named = [at(1, 1), at(1, 2), at(3, 1), at(3, 2)];
         let (horizon, ends) = (at(0, 0), [(1, 2), (3, 2)].into());
-        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), horizon, ends, needed: None };
+        let proof = Proof { manifest: at(4, 7), folded: at(3, 2), horizon, packs: Vec::new(), ends, needed: None };
         let check = |log, position, expected| assert_eq!(proof.judge(log, position), expected, "{log:?} {position:?}");
         check(LogKind::Stream, at(1, 0), Some(Why::FoldedOpening));
         check(LogKind::Stream, at(1, 3), Some(Why::Void));
@@ -429,7 +493,8 @@ mod tests {
     #[test]
     fn a_manifest_that_names_nothing_condemns_nothing_of_the_stream() {
         let ends = BTreeMap::new();
-        let proof = Proof { manifest: at(1, 0), folded: at(0, 0), horizon: at(0, 0), ends, needed: None };
+        let proof =
+            Proof { manifest: at(1, 0), folded: at(0, 0), horizon: at(0, 0), packs: Vec::new(), ends, needed: None };
         for position in [at(1, 0), at(1, 1), at(9, 9)] {
             assert_eq!(proof.judge(LogKind::Stream, position), None);
         }
@@ -439,7 +504,8 @@ mod tests {
     fn up_to_the_horizon_only_what_is_needed_stays() {
         let (horizon, ends) = (at(2, 5), BTreeMap::from([(3, 4), (5, 1)]));
         let needed = Needed { horizon, segments: [at(1, 2)].into(), maps: [(1, 7)].into(), manifest_epoch: 4 };
-        let known = Proof { manifest: at(4, 1), folded: at(5, 1), horizon, ends, needed: Some(needed) };
+        let known =
+            Proof { manifest: at(4, 1), folded: at(5, 1), horizon, packs: Vec::new(), ends, needed: Some(needed) };
         let unknown = Proof { needed: None, ..known.clone() };
         for (position, why) in [
             (at(1, 2), None),
@@ -460,6 +526,35 @@ mod tests {
         assert_eq!(known.judge_map(4, 8), None, "it may be named by the next commit");
         assert_eq!(unknown.judge_map(1, 8), None);
         assert_eq!(known.expected(), [at(1, 2), at(3, 1), at(3, 2), at(3, 3), at(3, 4), at(5, 1)].into());
+    }
+
+    #[test]
+    fn a_segment_goes_when_a_named_pack_stands_for_it_and_a_pack_that_is_not_named_goes_later() {
+        let (horizon, ends) = (at(2, 5), BTreeMap::from([(3, 4), (5, 1)]));
+        let segments = [at(1, 2), at(1, 4), at(2, 5)].into();
+        let needed = Needed { horizon, segments, maps: BTreeSet::new(), manifest_epoch: 4 };
+        let name = PackName { epoch: 3, number: 1 };
+        let packs = vec![PackRef { name, first: (1, 2), last: (1, 9), index_bytes: 9, bytes: 9 }];
+        let named = Proof { manifest: at(4, 1), folded: at(5, 1), horizon, packs, ends, needed: Some(needed) };
+        let before = Proof { packs: Vec::new(), ..named.clone() };
+        let unknown = Proof { needed: None, ..named.clone() };
+        for (position, why, why_before) in [
+            (at(1, 2), Some(Why::Packed), None),
+            (at(1, 4), Some(Why::Packed), None),
+            (at(1, 3), Some(Why::Unneeded), Some(Why::Unneeded)),
+            (at(2, 5), None, None),
+            (at(3, 1), None, None),
+        ] {
+            assert_eq!(named.judge(LogKind::Stream, position), why, "{position:?}");
+            assert_eq!(before.judge(LogKind::Stream, position), why_before, "not named yet: {position:?}");
+        }
+        assert_eq!(unknown.judge(LogKind::Stream, at(1, 2)), None);
+        assert!(named.expected().contains(&at(2, 5)) && !named.expected().contains(&at(1, 4)));
+        assert!(before.expected().contains(&at(1, 4)));
+        assert_eq!(named.judge_pack(3, 1), None);
+        assert_eq!(named.judge_pack(3, 2), Some(Why::UnnamedPack));
+        assert_eq!(before.judge_pack(3, 1), Some(Why::UnnamedPack));
+        assert_eq!(named.judge_pack(4, 9), None, "it may be named by the next commit");
     }
 
     #[test]

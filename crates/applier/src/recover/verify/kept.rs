@@ -1,4 +1,4 @@
-//! Before the horizon: the segments and maps through which points open, each there and whole.
+//! Before the horizon: the segments, packs and maps through which points open, each there and whole.
 //!
 //! The stream cannot be walked there, since most of it is gone; what is left is found from the maps, as opening finds it. A segment
 //! that no point needs is not looked at.
@@ -9,10 +9,11 @@ use std::sync::Arc;
 use format::keys::Keys;
 use format::manifest::Manifest;
 use format::map::{MapName, MapSource};
+use format::pack::covering;
 use model::{DiskId, Extent, MachineName, Seq};
 use store::{LogPosition, Store};
 
-use super::{Findings, stream};
+use super::{Findings, packs, stream};
 use crate::maps::{Chain, Maps, way_to};
 use crate::needed::needed;
 use crate::recover::{ErrorKind, RecoverError};
@@ -40,8 +41,8 @@ pub(super) async fn check(
     findings: &mut Findings,
 ) -> Result<Kept, RecoverError> {
     let maps = Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone()));
-    let needed = match needed(&maps, 0, manifest, Rules::ALL).await {
-        Ok(Some(needed)) => needed,
+    let marks = match needed(&maps, 0, manifest, Rules::ALL).await {
+        Ok(Some(marks)) => marks,
         Ok(None) => return Ok(Kept::default()),
         Err(error) if error.kind() == ErrorKind::Damage => {
             let path = error.object().unwrap_or_else(|| segments::machine_prefix(machine));
@@ -55,10 +56,16 @@ pub(super) async fn check(
         Err(error) => return Err(error),
     };
     let mut damaged = Vec::new();
-    for position in &needed.segments {
+    let packed = |position: &LogPosition| covering(&manifest.packs, position.epoch, position.slot).is_some();
+    for position in marks.needed.segments.iter().filter(|position| !packed(position)) {
         damaged.extend(stream::check_kept(store, keys, machine, *position, findings).await?);
+        findings.state.save_if_due().await?;
     }
-    let maps_needed = needed.maps.iter().map(|(epoch, number)| MapName { epoch: *epoch, number: *number });
+    for pack in &manifest.packs {
+        damaged.extend(packs::check(store, keys, machine, pack, &marks, findings).await?);
+        findings.state.save_if_due().await?;
+    }
+    let maps_needed = marks.needed.maps.iter().map(|(epoch, number)| MapName { epoch: *epoch, number: *number });
     let mut kept = Kept { maps: maps_needed.collect(), lost: Vec::new() };
     if !damaged.is_empty() {
         let (horizon, readers) = (manifest.horizon.as_ref(), Readers { maps: &maps, manifest, damaged: &damaged });

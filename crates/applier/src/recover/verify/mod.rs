@@ -1,17 +1,18 @@
 //! Verify: the store read again, everything recomputed, every damage named together with the points it hits.
 //!
-//! Checked are: epoch objects, openings, segments and manifests (header MAC, place, chain hash, body digest), every
+//! Checked are: epoch objects, openings, segments, packs and manifests (header MAC, place, chain hash, body digest), every
 //! table, every frame, every piece of every record, the running record digest, and the manifest against the stream. What
 //! cannot be seen from the store alone is the loss of its newest tail together with the manifest that named it: for that
 //! a witness is needed, and without one the report says so.
 //!
-//! With a sample only a share of the segments and maps is read whole ([`share`]), and the report says what share; with a
+//! With a sample only a share of the segments, packs and maps is read whole ([`share`]), and the report says what share; with a
 //! state file a verify that was killed goes on with what it has not read yet ([`state`]).
 
 mod hits;
 mod kept;
 mod manifests;
 mod maps;
+mod packs;
 mod report;
 mod share;
 mod state;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use format::keys::Keys;
 use format::manifest::{Manifest, Point, Promoted};
 use format::object::ObjectHeader;
+use format::pack::PackRef;
 use model::{MachineName, PointId, RecordDigest, Selector, Seq};
 use store::{LogPosition, Store, StoreError};
 
@@ -58,7 +60,7 @@ pub struct VerifyOptions {
     pub at: Option<Selector>,
     /// What somebody outside the store remembers of its end.
     pub witness: Option<(Seq, RecordDigest)>,
-    /// The share of segments and maps to read whole; none for all.
+    /// The share of segments, packs and maps to read whole; none for all.
     pub sample: Option<Share>,
     /// Which share that is; without one it is made up, and the report says it.
     pub seed: Option<u32>,
@@ -83,6 +85,7 @@ struct Findings {
     bytes: u64,
     segments: Coverage,
     maps: Coverage,
+    packs: Coverage,
 }
 
 impl Findings {
@@ -90,8 +93,9 @@ impl Findings {
         let total = plan.bytes(&state.seen);
         tell(&progress, Stage::Verifying, 0, total);
         let (found, by_path, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let (segments, maps) = (Coverage::default(), Coverage::default());
-        Self { plan, state, progress, total, found, by_path, notes, left_out: 0, objects: 0, bytes: 0, segments, maps }
+        let (segments, maps, packs) = (Coverage::default(), Coverage::default(), Coverage::default());
+        let (left_out, objects, bytes) = (0, 0, 0);
+        Self { plan, state, progress, total, found, by_path, notes, left_out, objects, bytes, segments, maps, packs }
     }
 
     /// Adds a damage; an object is named once, by what was wrong with it first. None when there are too many.
@@ -204,8 +208,8 @@ fn say_unwitnessed(report: &mut VerifyReport) {
     }
 }
 
-/// What moves when objects may be collected: epochs of manifest log and stream, the horizon, the points before it.
-type Collectable = (u64, u64, Option<Promoted>, Vec<PointId>);
+/// What moves when objects may be collected: epochs of manifest log and stream, the horizon, the points before it, packs.
+type Collectable = (u64, u64, Option<Promoted>, Vec<PointId>, Vec<PackRef>);
 
 /// As of now; none when the manifest cannot be read.
 async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Option<Collectable> {
@@ -213,7 +217,7 @@ async fn collectable(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> 
     let newest = log.read_newest().await.ok()?;
     let manifest = log.manifest_of(&newest.entries).ok()?;
     let kept = manifest.point_maps.keys().copied().collect();
-    Some((newest.end.position.epoch, manifest.folded().0, manifest.horizon, kept))
+    Some((newest.end.position.epoch, manifest.folded().0, manifest.horizon, kept, manifest.packs))
 }
 
 async fn check(
@@ -269,6 +273,7 @@ async fn check(
         sample: findings.state.goal.draw.map(|draw| Sample { share: draw.share.to_string(), seed: draw.seed }),
         segments: findings.segments,
         maps: findings.maps,
+        packs: findings.packs,
         head_seq: walked.head.position.seq,
         head_digest: walked.head.digest.to_string(),
         at: asked.map(|seq| AtReport { seq, recoverable: walked.validity.contains(seq) && !hit(seq) }),
@@ -415,7 +420,7 @@ struct Got {
     earlier: bool,
 }
 
-/// A segment or a map: whole if it is drawn and was not read before, else header and table.
+/// A segment, a pack or a map: whole if it is drawn and was not read before, else header and table.
 async fn obtain(store: &Store, keys: &Keys, path: &str, findings: &mut Findings) -> Result<Option<Got>, RecoverError> {
     if !findings.reads_whole(path) {
         let Some(bytes) = look(store, keys, path, findings).await? else { return Ok(None) };

@@ -96,12 +96,14 @@ pub struct VerifyReport {
     pub objects: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// The share of segments and maps that was read whole; none for all.
+    /// The share of segments, packs and maps that was read whole; none for all.
     pub sample: Option<Sample>,
     /// Of the segments.
     pub segments: Coverage,
     /// Of the maps.
     pub maps: Coverage,
+    /// Of the packs.
+    pub packs: Coverage,
     /// Last record found.
     pub head_seq: Seq,
     /// Digest over record headers up to it, as `--head` takes it.

@@ -1,7 +1,7 @@
 //! What a verify reads whole: everything, or a share that is drawn.
 //!
-//! Segments and maps hold nearly all bytes of a store, and only they are drawn. Of one that is not drawn, header and table
-//! (of a map: its index) are read all the same, so that chain, records and references are checked over the whole log
+//! Segments, packs and maps hold nearly all bytes of a store, and only they are drawn. Of one that is not drawn, header and table
+//! (of a map or a pack: its index) are read all the same, so that chain, records and references are checked over the whole log
 //! whatever the share. All else is small and always read whole.
 //!
 //! The draw is a hash of the path under a seed made up anew for each verify: nobody who can write the store knows beforehand
@@ -125,12 +125,12 @@ impl Plan {
     }
 }
 
-/// Whether a path is that of a segment or of a map.
+/// Whether a path is that of a segment, of a pack or of a map.
 fn is_bulk(machine: &MachineName, path: &str) -> bool {
     let own = path.strip_prefix(&segments::machine_prefix(machine)).and_then(|own| own.strip_prefix('/'));
     match own.unwrap_or_default().split('/').collect::<Vec<_>>()[..] {
         ["stream", "seg", _, slot] => slot != "0000000000000000",
-        ["map", _, _] => true,
+        ["map" | "pack", _, _] => true,
         _ => false,
     }
 }
