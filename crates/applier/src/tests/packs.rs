@@ -196,7 +196,7 @@ async fn a_segment_that_goes_before_its_pack_is_named_is_missed() {
     for (rules, careless) in [(ApplierRules::ALL, false), (without(Rule::PackNamedFirst), true)] {
         let log = lived(2).await;
         // The first pack is put, and the commit that would name it never is.
-        let mut beside = false;
+        let mut put = false;
         let dies = move |name: &'static str| {
             put |= name == "applier-pack-put";
             put && name == "applier-commit-put-before"
