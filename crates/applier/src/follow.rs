@@ -28,6 +28,7 @@ use crate::points::{After, PointSchedule, incarnation_after};
 use crate::recover::{RecoverError, Validity, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
+use crate::sharing::Referring;
 use crate::stream::{Found, StreamReader};
 use crate::thin::Thinning;
 
@@ -142,6 +143,7 @@ struct Follower<'a> {
     pins: PinsUnderway,
     moving: Moving,
     collection: Collection,
+    referring: Referring,
 }
 
 impl<'a> Follower<'a> {
@@ -170,6 +172,7 @@ impl<'a> Follower<'a> {
             pins: PinsUnderway::default(),
             moving: Moving::default(),
             collection: Collection::new(),
+            referring: Referring::new(&log),
             log,
             owner,
         })
@@ -231,7 +234,7 @@ impl<'a> Follower<'a> {
     /// Takes the next object in, or says why there is none.
     async fn read_next(&mut self) -> Result<Option<Wait>, ApplierError> {
         if let Some(entry) = self.waiting.take() {
-            self.take(*entry)?;
+            self.take(*entry).await?;
             return Ok(None);
         }
         match self.reader.next().await? {
@@ -241,7 +244,7 @@ impl<'a> Follower<'a> {
                 Ok(None)
             }
             Found::Entry(entry) => {
-                self.take(*entry)?;
+                self.take(*entry).await?;
                 Ok(None)
             }
             Found::Unopened { .. } => Ok(Some(Wait::Undecided)),
@@ -256,7 +259,7 @@ impl<'a> Follower<'a> {
         segments::missing(path, "the manifest has promoted segments behind it").into()
     }
 
-    fn take(&mut self, entry: LogEntry) -> Result<(), ApplierError> {
+    async fn take(&mut self, entry: LogEntry) -> Result<(), ApplierError> {
         let path = segments::path(&self.shared.machine, LogKind::Stream, entry.position);
         let table = segments::table(&self.shared.keys, &entry.header, &entry.bytes)
             .map_err(|source| ApplierError::damaged(path.clone(), source))?;
@@ -276,6 +279,7 @@ impl<'a> Follower<'a> {
             let what = "the digest over its records is not the one its header states".to_owned();
             return Err(RecoverError::Damage { path, what }.into());
         }
+        self.referring.check(&path, &entry, &table).await?;
         self.head = entry.header.head;
         let promoted = Promoted {
             id: entry.header.id,
@@ -284,6 +288,7 @@ impl<'a> Follower<'a> {
             hash: entry.hash,
             head: entry.header.head,
             bytes: entry.header.total_bytes,
+            shared: entry.header.shared,
         };
         let table_bytes = u64::from(entry.header.table_plain_bytes);
         self.mapping

@@ -2,7 +2,7 @@
 //!
 //! Marked is what opening reads, by the same way down the tree of maps: for each point up to the horizon the maps of everything
 //! before its leaf and its own map; for all positions behind the horizon the maps before it, and whole whatever lies behind.
-//! Segments up to the horizon are needed where a range of some disk, at one of these points or at the horizon, reads from them;
+//! Segments up to the horizon, and those of other machines, are needed where a range of some disk, at one of these points or at the horizon, reads from them;
 //! what newer maps lie over is not. What must hold: what is not marked is needed by no position that opens now or later, for
 //! later manifests name, of what lies before the horizon, nothing that this one does not.
 
@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use format::manifest::{Manifest, Point};
-use format::map::{MapName, MapSource, Node};
+use format::map::{MapName, MapSource, Node, Owner};
 use futures::future::BoxFuture;
-use model::{Extent, Seq};
+use model::{Extent, MachineName, Seq};
 use probe::{Rule, Rules};
 use store::{LogPosition, Needed};
 
@@ -30,7 +30,8 @@ pub(crate) async fn needed(
     rules: Rules,
 ) -> Result<Option<Needed>, RecoverError> {
     let Some(horizon) = &manifest.horizon else { return Ok(None) };
-    let mut marking = Marking { maps, needed: BTreeSet::new(), segments: BTreeSet::new() };
+    let (foreign, segments) = (BTreeSet::new(), BTreeSet::new());
+    let mut marking = Marking { maps, needed: BTreeSet::new(), segments, foreign };
     // Careless: one of the two rests on the other, surely.
     let (points, at_horizon) = (rules.hold(Rule::PointsHoldSegments), rules.hold(Rule::HorizonHoldsSegments));
     let passed = |point: &&Point| points && point.position.seq <= horizon.head.position.seq;
@@ -42,10 +43,12 @@ pub(crate) async fn needed(
         marking.position(&manifest.nodes, horizon.head.position.seq.next(), None).await?;
     }
     marking.behind(&manifest.nodes, horizon.head.position.seq).await?;
-    let Marking { needed, segments, .. } = marking;
+    let Marking { needed, segments, foreign, .. } = marking;
     let maps = needed.into_iter().map(|name| (name.epoch, name.number)).collect();
     let horizon = LogPosition { epoch: horizon.epoch, slot: horizon.slot };
-    Ok(Some(Needed { horizon, segments, maps, manifest_epoch: epoch }))
+    // Careless: what is not needed here, nobody needs.
+    let shared = if rules.hold(Rule::SharedKept) { manifest.shared.clone() } else { Vec::new() };
+    Ok(Some(Needed { horizon, segments, maps, manifest_epoch: epoch, foreign, shared }))
 }
 
 struct Marking<'a> {
@@ -54,6 +57,8 @@ struct Marking<'a> {
     needed: BTreeSet<MapName>,
     /// Segments that ranges read from.
     segments: BTreeSet<LogPosition>,
+    /// The same of other machines.
+    foreign: BTreeSet<(MachineName, LogPosition)>,
 }
 
 impl Marking<'_> {
@@ -67,10 +72,14 @@ impl Marking<'_> {
             let Ok(whole) = Extent::new(0, disk.size) else { continue };
             for window in whole.split_at_multiples(WINDOW_BYTES) {
                 let runs = chain.runs_in(disk.id, window).await?;
-                self.segments.extend(runs.iter().filter_map(|run| match run.source {
-                    MapSource::Zero => None,
-                    MapSource::Data { segment, .. } => Some(LogPosition { epoch: segment.epoch, slot: segment.slot }),
-                }));
+                for run in runs {
+                    let MapSource::Data { segment, .. } = run.source else { continue };
+                    let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+                    match segment.owner {
+                        Owner::SELF => _ = self.segments.insert(position),
+                        _ => _ = self.foreign.insert((self.maps.owner_of(&segment)?, position)),
+                    }
+                }
             }
         }
         Ok(())

@@ -67,6 +67,16 @@ pub enum Rule {
     PointsHoldSegments,
     /// What positions behind the horizon read from before it is not deleted.
     HorizonHoldsSegments,
+    /// Other epochs learn of a chunk only when it is stored.
+    SharedWhenStored,
+    /// The condemn lists are read after the epoch was created.
+    ListsAfterEpoch,
+    /// A shared segment is deleted only when every stream's head answers for the list that condemns it.
+    HeadsAwaited,
+    /// What is condemned is deleted only when marking, done after the wait, does not find it.
+    MarkedAgain,
+    /// Collection within a stream leaves shared segments alone.
+    SharedKept,
 }
 
 impl Rule {
@@ -101,6 +111,11 @@ impl Rule {
         Rule::HorizonBehindWindow,
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
+        Rule::SharedWhenStored,
+        Rule::ListsAfterEpoch,
+        Rule::HeadsAwaited,
+        Rule::MarkedAgain,
+        Rule::SharedKept,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -160,6 +175,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::HorizonHoldsSegments as usize + 1);
+        assert_eq!(all.len(), Rule::SharedKept as usize + 1);
     }
 }

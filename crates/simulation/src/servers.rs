@@ -164,6 +164,7 @@ impl Follower {
                 map_segments,
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
+                gc_shared: false,
                 state_digests: site.gc,
             };
             loop {

@@ -18,7 +18,7 @@ use store::{Fault, FaultRule, FaultStore, Faults, Store};
 use super::{contents, load, open, wait_for};
 use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, verify};
 use crate::testing::{LockedStore, TestLog, name, vault, vault_in};
-use crate::{Applier, ApplierConfig, Clock, preview_collection};
+use crate::{Applier, ApplierConfig, ApplierRules, Clock, preview_collection};
 
 /// A clock that stands where the test puts it.
 struct StandingClock(AtomicU64);
@@ -35,7 +35,7 @@ const WINDOW_SECONDS: u64 = 40;
 
 const RETENTION: &str = "40s:all, 4m:30s";
 
-fn settings() -> ApplierConfig {
+pub(super) fn settings() -> ApplierConfig {
     ApplierConfig {
         crash_every: Duration::from_secs(5),
         journal_window: Duration::from_secs(WINDOW_SECONDS),
@@ -51,16 +51,25 @@ async fn start(log: &TestLog) -> Arc<Applier> {
     start_with(settings(), log).await
 }
 
-async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+pub(super) async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Applier> {
+    start_by(settings, log, ApplierRules::ALL).await
+}
+
+async fn start_by(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
-    let machines = vec![log.machine.clone()];
-    Applier::start(settings, log.store.clone(), log.keys.clone(), machines, clock).await.expect("started")
+    let (store, keys, machines) = (log.store.clone(), log.keys.clone(), vec![log.machine.clone()]);
+    Applier::start_with_rules(settings, store, keys, machines, clock, rules).await.expect("started")
 }
 
 /// Runs an applier until it has taken everything in and finds nothing more to delete.
-async fn tidy(log: &TestLog) {
-    let applier = start(log).await;
+pub(super) async fn tidy(log: &TestLog) {
+    tidy_by(log, ApplierRules::ALL).await;
+}
+
+/// The same under these safety rules.
+pub(super) async fn tidy_by(log: &TestLog, rules: ApplierRules) {
+    let applier = start_by(settings(), log, rules).await;
     let (mut before, mut same) = (None, 0);
     // Nothing moves any more when several looks in a row find the same objects.
     wait_for("rest", async || {
@@ -80,7 +89,7 @@ async fn tidy(log: &TestLog) {
 }
 
 /// Every position: those that are promised read as the model says, the others are refused.
-async fn everything_is_right(log: &TestLog) {
+pub(super) async fn everything_is_right(log: &TestLog) {
     let history = load(log).await;
     let newest = log.model.times[log.last().0 as usize];
     for seq in (1..=log.last().0).map(Seq) {
@@ -118,7 +127,7 @@ async fn by_time(log: &TestLog, history: &History, seq: Seq) {
     }
 }
 
-async fn verified(log: &TestLog) {
+pub(super) async fn verified(log: &TestLog) {
     let report = verify(&log.store, log.keys.clone(), &log.machine, VerifyOptions::default()).await.expect("verified");
     assert!(report.clean(), "{report:?}");
     assert_eq!(report.head_seq, log.last());

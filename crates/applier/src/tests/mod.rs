@@ -8,6 +8,7 @@ mod overlay;
 mod positions;
 mod process;
 mod replica;
+mod sharing;
 mod states;
 mod times;
 
@@ -45,6 +46,7 @@ pub(crate) fn settings() -> ApplierConfig {
         map_segments: 2,
         tidy_every: Duration::from_secs(60),
         gc: false,
+        gc_shared: false,
         state_digests: false,
     }
 }

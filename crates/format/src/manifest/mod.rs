@@ -40,6 +40,8 @@ pub struct Promoted {
     pub head: LogHead,
     /// Size of the object in bytes.
     pub bytes: u64,
+    /// Whether its chunks were offered to other stream epochs: then the shared collection alone deletes it.
+    pub shared: bool,
 }
 
 /// How a recovery point came about.
@@ -143,6 +145,25 @@ pub struct EpochEnd {
     pub slot: u64,
 }
 
+/// Shared segments that follow one another in an epoch of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedRun {
+    /// Epoch.
+    pub epoch: u64,
+    /// First slot.
+    pub first: u64,
+    /// Last slot.
+    pub last: u64,
+}
+
+impl SharedRun {
+    /// Whether a slot lies in one of these runs, which ascend.
+    pub fn any_holds(runs: &[SharedRun], epoch: u64, slot: u64) -> bool {
+        let run = runs.get(runs.partition_point(|run| (run.epoch, run.last) < (epoch, slot)));
+        run.is_some_and(|run| run.epoch == epoch && run.first <= slot)
+    }
+}
+
 /// Everything known of a machine up to `folded`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -164,6 +185,8 @@ pub struct Manifest {
     /// For each point up to the horizon a map of its leaf's records up to it: with the nodes before that leaf it opens
     /// without any record table.
     pub point_maps: BTreeMap<PointId, Node>,
+    /// Every promoted segment that is shared, in log order, before the horizon too.
+    pub shared: Vec<SharedRun>,
 }
 
 /// One step of a manifest.
@@ -207,7 +230,9 @@ impl Manifest {
         let passed = read.horizon.as_ref().map_or(0, |horizon| horizon.epoch);
         let ends = read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) && read.ends.iter().all(|end| end.epoch > passed);
         check_point_maps(read.point_maps.values())?;
-        match behind && ascend && ends {
+        let runs = read.shared.is_sorted_by(|a, b| (a.epoch, a.last) < (b.epoch, b.first));
+        let shared = runs && read.shared.iter().all(|run| (1..=run.last).contains(&run.first) && run.last < u64::MAX);
+        match behind && ascend && ends && shared {
             true => Ok(read),
             false => Err(FormatError::Invalid { what: "order within a manifest" }),
         }
@@ -216,6 +241,7 @@ impl Manifest {
     /// Applies the next commit. Errors: `Invalid` when a map takes in what is not there.
     pub fn apply(&mut self, commit: ManifestCommit) -> Result<(), FormatError> {
         for segment in commit.segments {
+            self.note_shared(&segment);
             match self.ends.last_mut() {
                 Some(end) if end.epoch == segment.epoch => end.slot = segment.slot,
                 _ => self.ends.push(EpochEnd { epoch: segment.epoch, slot: segment.slot }),
@@ -240,6 +266,17 @@ impl Manifest {
         commit.nodes.into_iter().try_for_each(|node| self.take(node))?;
         self.point_maps.extend(commit.point_maps);
         commit.horizon.map_or(Ok(()), |horizon| self.pass(horizon))
+    }
+
+    fn note_shared(&mut self, segment: &Promoted) {
+        if !segment.shared {
+            return;
+        }
+        let (epoch, slot) = place(segment);
+        match self.shared.last_mut() {
+            Some(run) if (run.epoch, run.last + 1) == (epoch, slot) => run.last = slot,
+            _ => self.shared.push(SharedRun { epoch, first: slot, last: slot }),
+        }
     }
 
     /// The horizon moves up to the end of an epoch that maps hold to its end.
@@ -274,6 +311,11 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Whether the segment in that place is promoted and shared.
+    pub fn shares(&self, epoch: u64, slot: u64) -> bool {
+        SharedRun::any_holds(&self.shared, epoch, slot)
     }
 
     /// The last segment promoted.

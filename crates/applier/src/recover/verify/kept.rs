@@ -58,6 +58,9 @@ pub(super) async fn check(
     for position in &needed.segments {
         damaged.extend(stream::check_kept(store, keys, machine, *position, findings).await?);
     }
+    for (owner, position) in &needed.foreign {
+        damaged.extend(stream::check_kept(store, keys, owner, *position, findings).await?);
+    }
     let maps_needed = needed.maps.iter().map(|(epoch, number)| MapName { epoch: *epoch, number: *number });
     let mut kept = Kept { maps: maps_needed.collect(), lost: Vec::new() };
     if !damaged.is_empty() {
@@ -99,7 +102,9 @@ impl Readers<'_> {
                 for run in chain.runs_in(disk.id, window).await? {
                     let MapSource::Data { segment, frame, .. } = run.source else { continue };
                     let at = LogPosition { epoch: segment.epoch, slot: segment.slot };
-                    let hit = self.damaged.iter().filter(|lost| lost.position == at && !lost.whole.contains(&frame));
+                    let owner = self.maps.owner_of(&segment)?;
+                    let is_it = |lost: &&stream::Lost| lost.position == at && lost.machine == owner;
+                    let hit = self.damaged.iter().filter(is_it).filter(|lost| !lost.whole.contains(&frame));
                     ranges.extend(hit.map(|lost| (lost.damage, disk.id, run.extent)));
                 }
             }
