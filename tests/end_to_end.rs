@@ -13,6 +13,7 @@ mod trees;
 mod bad_input;
 mod bare_machine;
 mod basic;
+mod clones;
 mod failpoints;
 mod files;
 mod filesystems;

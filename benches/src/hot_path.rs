@@ -71,13 +71,14 @@ fn run_pipeline(data: &Bytes, write: usize, level: Level, again: bool) -> (Durat
     let mut worker = RecordWorker::new(keys.clone());
     let mut pass = |slot| {
         let sealer = Arc::new(FrameSealer::new(&keys, ObjectId::random()));
-        let segment = SegmentContext { sealer, machine: machine.clone(), epoch: 1, slot, dedup: dedup.clone() };
+        let segment =
+            SegmentContext { sealer, machine: machine.clone(), epoch: 1, slot, dedup: dedup.clone(), share: None };
         let jobs: Vec<Vec<Record>> = (0..data.len()).step_by(JOB_BYTES).map(|at| records(data, at, write)).collect();
         let begun = thread_cpu();
         let mut sealed_bytes = 0;
         let mut segment_jobs = Vec::with_capacity(JOBS_KEPT);
         for (ordinal, job) in (0..).zip(jobs) {
-            let output = worker.process(&segment, ordinal, job, level);
+            let output = worker.process(&segment, ordinal, job, false, level);
             sealed_bytes += output.stats.sealed_bytes;
             segment_jobs.push(output);
             if segment_jobs.len() == JOBS_KEPT {

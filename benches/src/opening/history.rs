@@ -96,7 +96,7 @@ impl Life<'_> {
             time: last.time,
         };
         let place = Place { machine: Some(machine()), log: Some(LogKind::Stream), epoch: self.writer.epoch(), slot };
-        let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen: 0 };
+        let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen: self.writer.gc_seen(), shared: false };
         let sealed = assemble(self.keys, &sealer, commit, vec![frame], Vec::new(), records);
         self.writer.put(slot, sealed.parts).await?;
         self.end = LogEnd { position: LogPosition { epoch: self.writer.epoch(), slot }, hash: sealed.hash, head };
@@ -152,6 +152,7 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         pack_bytes: 64 << 20,
         tidy_every: Duration::from_secs(60),
         gc: false,
+        gc_shared: false,
     };
     let clock = Arc::new(At(AtomicU64::new(last.time.0)));
     let applier = Applier::start(settings, store.clone(), keys.clone(), vec![machine()], clock).await?;

@@ -21,7 +21,7 @@ use crate::reckon::Reckonings;
 use crate::recover::{RecoverError, Validity};
 use crate::replica::ReplicaConfig;
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
-use crate::{ApplierError, Clock, follow, reckon, replica};
+use crate::{ApplierError, Clock, follow, reckon, replica, sharing};
 
 /// Settings of an applier.
 #[derive(Debug, Clone)]
@@ -50,6 +50,9 @@ pub struct ApplierConfig {
     pub tidy_every: Duration,
     /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.
     pub gc: bool,
+    /// Whether what machines share and nobody reads any more is condemned and deleted: a pass over the whole vault each time the
+    /// policy was looked at 60 times.
+    pub gc_shared: bool,
 }
 
 /// The safety rules in force: all, but for the tests and the simulation that show what each is good for.
@@ -213,6 +216,9 @@ impl Applier {
             if let Some(replica) = config.replicas.get(&shared.machine) {
                 tasks.spawn(replica::run(shared.clone(), replica.clone()));
             }
+        }
+        if config.gc_shared {
+            tasks.spawn(sharing::run(store, keys, config.tidy_every, stop.clone(), rules.applier));
         }
         Ok(Arc::new(Self { machines, stop, tasks: tokio::sync::Mutex::new(tasks) }))
     }

@@ -117,12 +117,35 @@ pub enum ApplierError {
         vault: String,
     },
     /// Segments of other machines rest on segments of the one to be purged.
-    #[error("{machine} cannot be purged: segments of {by} refer to data in its stream; purge {by} first")]
+    #[error(
+        "{machine} cannot be purged: {} still read data in its stream; purge them first, or wait until their points need it \
+         no more",
+        names(by)
+    )]
     Referenced {
         /// The one to be purged.
         machine: MachineName,
-        /// The one that needs it.
-        by: MachineName,
+        /// Those that need it.
+        by: Vec<MachineName>,
+    },
+    /// Streams of other machines may still come to refer to the one to be purged.
+    #[error("{machine} cannot be purged yet: the streams of {} have no new epoch; try again", names(for_))]
+    Waits {
+        /// The one to be purged.
+        machine: MachineName,
+        /// Those that are waited for.
+        for_: Vec<MachineName>,
+    },
+    /// Nobody can tell which segments a machine needs.
+    #[error(
+        "what {machine} reads of others cannot be told, and nothing shared is deleted until it can, or it is purged: {source}"
+    )]
+    NotWalked {
+        /// Which.
+        machine: MachineName,
+        /// Why.
+        #[source]
+        source: Box<ApplierError>,
     },
     /// Another machine's stream cannot be read to its end just now.
     #[error(
@@ -141,6 +164,10 @@ pub enum ApplierError {
     },
 }
 
+fn names(machines: &[MachineName]) -> String {
+    machines.iter().map(MachineName::as_str).collect::<Vec<_>>().join(", ")
+}
+
 impl ApplierError {
     /// Whether a newer owner has taken over: this one must stop.
     pub fn fenced(&self) -> bool {
@@ -157,6 +184,7 @@ impl ApplierError {
         match self {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
+            ApplierError::NotWalked { source, .. } => source.exit_code(),
             ApplierError::Diverged { .. } | ApplierError::VaultDiffers { .. } | ApplierError::Collect(_) => {
                 ErrorKind::Damage.exit_code()
             }

@@ -32,6 +32,7 @@ use crate::promote::Promotion;
 use crate::recover::{RecoverError, Validity, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
+use crate::sharing::Referring;
 use crate::stream::{Found, StreamReader};
 use crate::thin::Thinning;
 
@@ -152,6 +153,7 @@ struct Follower<'a> {
     holds: Holds,
     moving: Moving,
     collection: Collection,
+    referring: Referring,
 }
 
 impl<'a> Follower<'a> {
@@ -182,6 +184,7 @@ impl<'a> Follower<'a> {
             holds: Holds::new(shared),
             moving: Moving::default(),
             collection: Collection::new(),
+            referring: Referring::new(&log),
             log,
             owner,
         })
@@ -247,7 +250,7 @@ impl<'a> Follower<'a> {
     /// Takes the next object in, or says why there is none.
     async fn read_next(&mut self) -> Result<Option<Wait>, ApplierError> {
         if let Some(entry) = self.waiting.take() {
-            self.take(*entry)?;
+            self.take(*entry).await?;
             return Ok(None);
         }
         match self.reader.next().await? {
@@ -260,7 +263,7 @@ impl<'a> Follower<'a> {
                 Ok(None)
             }
             Found::Entry(entry) => {
-                self.take(*entry)?;
+                self.take(*entry).await?;
                 Ok(None)
             }
             Found::Unopened { .. } => Ok(Some(Wait::Undecided)),
@@ -275,7 +278,7 @@ impl<'a> Follower<'a> {
         segments::missing(path, "the manifest has promoted segments behind it").into()
     }
 
-    fn take(&mut self, entry: LogEntry) -> Result<(), ApplierError> {
+    async fn take(&mut self, entry: LogEntry) -> Result<(), ApplierError> {
         let path = segments::path(&self.shared.machine, LogKind::Stream, entry.position);
         let table = segments::table(&self.shared.keys, &entry.header, &entry.bytes)
             .map_err(|source| ApplierError::damaged(path.clone(), source))?;
@@ -295,6 +298,7 @@ impl<'a> Follower<'a> {
             let what = "the digest over its records is not the one its header states".to_owned();
             return Err(RecoverError::Damage { path, what }.into());
         }
+        self.referring.check(&path, &entry, &table).await?;
         self.head = entry.header.head;
         let promoted = Promoted {
             id: entry.header.id,
@@ -303,6 +307,7 @@ impl<'a> Follower<'a> {
             hash: entry.hash,
             head: entry.header.head,
             bytes: entry.header.total_bytes,
+            shared: entry.header.shared,
         };
         let table_bytes = u64::from(entry.header.table_plain_bytes);
         self.mapping

@@ -31,6 +31,7 @@ mod reckon;
 pub mod recover;
 mod replica;
 mod segments;
+mod sharing;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -47,5 +48,6 @@ pub use clock::{Clock, SystemClock};
 pub use collect::preview_collection;
 pub use error::ApplierError;
 pub use replica::ReplicaConfig;
+pub use sharing::{SharedCondemned, SharedGarbage, SharedOptions, SharedReport, collect_shared};
 pub use status::{ApplierStatus, MachineStatus, ReplicaStatus};
 pub use unprotect::{UnprotectReport, unprotect};

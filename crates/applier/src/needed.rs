@@ -2,8 +2,9 @@
 //!
 //! Marked is what opening reads, by the same way down the tree of maps: for each point up to the horizon the maps of everything
 //! before its leaf and its own map; for all positions behind the horizon the maps before it, and whole whatever lies behind.
-//! Segments up to the horizon are needed where a range of some disk, at one of these points or at the horizon, reads from them;
-//! what newer maps lie over is not; and of each of them the frames that such a range reads from. What must hold: what is not marked is needed by no position that opens now or later, for
+//! Segments up to the horizon, and those of other machines, are needed where a range of some disk, at one of these points or at the
+//! horizon, reads from them; what newer maps lie over is not; and of each of ours the frames that such a range reads from. What must
+//! hold: what is not marked is needed by no position that opens now or later, for
 //! later manifests name, of what lies before the horizon, nothing that this one does not.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +12,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use format::manifest::{Manifest, Point};
-use format::map::{MapName, MapSource, Node, SegmentName};
+use format::map::{MapName, MapSource, Node, Owner, SegmentName};
 use futures::future::BoxFuture;
-use model::{Extent, Seq};
+use model::{Extent, MachineName, Seq};
 use probe::{Rule, Rules};
 use store::{LogPosition, Needed};
 
@@ -78,7 +79,7 @@ pub(crate) async fn needed(
     let (needed, segments, frames) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     // Careless: what points read is there behind them as well, mostly.
     let marks_frames = rules.hold(Rule::PackHoldsNeeded);
-    let mut marking = Marking { maps, needed, segments, frames, marks_frames };
+    let mut marking = Marking { maps, needed, segments, foreign: BTreeSet::new(), frames, marks_frames };
     // Careless: one of the two rests on the other, surely.
     let (points, at_horizon) = (rules.hold(Rule::PointsHoldSegments), rules.hold(Rule::HorizonHoldsSegments));
     let passed = |point: &&Point| points && point.position.seq <= horizon.head.position.seq;
@@ -91,10 +92,12 @@ pub(crate) async fn needed(
         marking.position(&manifest.nodes, horizon.head.position.seq.next(), None).await?;
     }
     marking.behind(&manifest.nodes, horizon.head.position.seq).await?;
-    let Marking { needed, segments, frames, .. } = marking;
+    let Marking { needed, segments, foreign, frames, .. } = marking;
     let maps = needed.into_iter().map(|name| (name.epoch, name.number)).collect();
     let horizon = LogPosition { epoch: horizon.epoch, slot: horizon.slot };
-    let needed = Needed { horizon, segments, maps, manifest_epoch: epoch };
+    // Careless: what is not needed here, nobody needs.
+    let shared = if rules.hold(Rule::SharedKept) { manifest.shared.clone() } else { Vec::new() };
+    let needed = Needed { horizon, segments, maps, manifest_epoch: epoch, foreign, shared };
     Ok(Some(Marks { needed, frames }))
 }
 
@@ -107,6 +110,8 @@ struct Marking<'a> {
     /// Their frames.
     frames: BTreeMap<SegmentName, FrameSet>,
     marks_frames: bool,
+    /// The same of other machines.
+    foreign: BTreeSet<(MachineName, LogPosition)>,
 }
 
 impl Marking<'_> {
@@ -122,7 +127,12 @@ impl Marking<'_> {
                 let runs = chain.runs_in(disk.id, window).await?;
                 for run in runs {
                     let MapSource::Data { segment, frame, .. } = run.source else { continue };
-                    self.segments.insert(LogPosition { epoch: segment.epoch, slot: segment.slot });
+                    let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
+                    if segment.owner != Owner::SELF {
+                        self.foreign.insert((self.maps.owner_of(&segment)?, position));
+                        continue;
+                    }
+                    self.segments.insert(position);
                     if self.marks_frames {
                         self.frames.entry(segment).or_default().insert(frame);
                     }

@@ -10,6 +10,7 @@ use format::manifest::Promoted;
 use store::{EpochLog, LogEnd, LogEntry, LogPosition, LogReader, LogRules, Next, ReadMode};
 
 use crate::maps::{Maps, segments_behind};
+use crate::recover::RecoverError;
 use crate::{ApplierError, manifest, segments};
 
 /// What the stream goes on with.
@@ -36,13 +37,15 @@ pub(crate) struct StreamReader {
     ready: VecDeque<LogEntry>,
     /// Behind what was given last.
     end: LogEnd,
+    /// Epoch of what was given last, and the condemn list that it says.
+    seen: Option<(u64, u64)>,
 }
 
 impl StreamReader {
     /// Goes on behind `end`. `log` is a machine's stream, whose base is its manifest.
     pub fn behind(log: EpochLog, end: LogEnd, rules: LogRules) -> Self {
         let reader = LogReader::with_rules(log.clone(), end, ReadMode::Table, rules);
-        Self { log, rules, reader, named: VecDeque::new(), ready: VecDeque::new(), end }
+        Self { log, rules, reader, named: VecDeque::new(), ready: VecDeque::new(), end, seen: None }
     }
 
     /// Behind what was given last.
@@ -55,7 +58,7 @@ impl StreamReader {
     pub async fn next(&mut self) -> Result<Found, ApplierError> {
         loop {
             if let Some(entry) = self.ready.pop_front() {
-                return Ok(self.give(entry));
+                return self.give(entry);
             }
             if !self.named.is_empty() {
                 let read = self.log.read_promoted(self.end, self.named.make_contiguous(), ReadMode::Table).await?;
@@ -64,7 +67,7 @@ impl StreamReader {
                 continue;
             }
             match self.reader.next().await? {
-                Next::Entry(entry) => return Ok(self.give(*entry)),
+                Next::Entry(entry) => return self.give(*entry),
                 Next::End => return Ok(Found::End),
                 Next::Unopened { epoch } => return Ok(Found::Unopened { epoch }),
                 Next::Folded(_) => self.go_by_name().await?,
@@ -72,9 +75,16 @@ impl StreamReader {
         }
     }
 
-    fn give(&mut self, entry: LogEntry) -> Found {
+    /// An epoch answers for one condemn list from its opening to its end (docs/rfcs/0010-sharing.md).
+    fn give(&mut self, entry: LogEntry) -> Result<Found, ApplierError> {
+        let now = (entry.position.epoch, entry.header.gc_seen);
+        if let Some(before) = self.seen.filter(|before| before.0 == now.0 && before.1 != now.1) {
+            let what = format!("it answers for condemn list {}, and the object before it for {}", now.1, before.1);
+            return Err(RecoverError::Damage { path: self.log.slot_path(entry.position), what }.into());
+        }
+        self.seen = Some(now);
         self.end = entry.end();
-        Found::Entry(Box::new(entry))
+        Ok(Found::Entry(Box::new(entry)))
     }
 
     /// What the reader wanted is folded: the newest manifest names what comes next.

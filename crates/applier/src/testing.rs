@@ -1,6 +1,7 @@
 //! A stream made for tests: real epochs and segments in a store in memory, beside a model of what every position holds.
 
 mod locked;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use store::{EpochLog, Genesis, LogEnd, LogPosition, LogWriter, Store};
 
 use crate::recover::stream_log;
 pub(crate) use locked::LockedStore;
+pub(crate) use shared::TestShare;
 
 /// Largest chunk the test writer makes; small, so that records have several pieces.
 const CHUNK_BYTES: u64 = 4096;
@@ -89,6 +91,9 @@ where
     text.parse().expect("a valid name")
 }
 
+/// Where chunks lie: segment, frame, offset.
+pub(crate) type Chunks = BTreeMap<Vec<u8>, (SegmentRef, u32, u32)>;
+
 /// The writer of a machine's stream, and the model of it.
 pub(crate) struct TestLog {
     pub store: Store,
@@ -101,7 +106,13 @@ pub(crate) struct TestLog {
     digester: RecordDigester,
     incarnation: Incarnation,
     pending: Vec<Record<Bytes>>,
-    known: BTreeMap<Vec<u8>, (SegmentRef, u32, u32)>,
+    known: Chunks,
+    /// What it shares with other streams.
+    pub share: Option<TestShare>,
+    /// Chunks of drains in the segment that was sealed last.
+    offers: Chunks,
+    /// Whether a drain was open before the first pending record.
+    draining: bool,
     pub rng: Rng,
     /// Chunks that are sealed together; one, unless a test wants more.
     pub chunks_per_frame: usize,
@@ -126,9 +137,19 @@ pub(crate) async fn vault_in(objects: Arc<dyn ObjectStore>) -> (Store, Arc<Keys>
 
 impl TestLog {
     pub async fn new(store: Store, keys: Arc<Keys>, machine: &str, seed: u64) -> Self {
+        Self::sharing(store, keys, machine, seed, None).await
+    }
+
+    /// One that shares chunks of drains with other streams.
+    pub async fn sharing(
+        store: Store,
+        keys: Arc<Keys>,
+        machine: &str,
+        seed: u64,
+        mut share: Option<TestShare>,
+    ) -> Self {
         let machine: MachineName = name(machine);
-        let attached = stream_log(&store, &keys, &machine).attach().await.expect("attached");
-        let writer = attached.open(Vec::new()).await.expect("opened");
+        let writer = shared::open(&stream_log(&store, &keys, &machine), share.as_mut()).await;
         let model = Model {
             at: vec![Contents::new()],
             times: vec![Timestamp(0)],
@@ -148,7 +169,10 @@ impl TestLog {
             digester: RecordDigester::default(),
             incarnation: Incarnation([1; 16]),
             pending: Vec::new(),
-            known: BTreeMap::new(),
+            known: Chunks::new(),
+            share,
+            offers: Chunks::new(),
+            draining: false,
             rng: Rng(seed),
             chunks_per_frame: 1,
             sealed_bytes: 0,
@@ -173,9 +197,9 @@ impl TestLog {
     }
 
     async fn reattach_through(&mut self, log: EpochLog) {
-        let attached = log.attach().await.expect("attached");
-        assert_eq!(attached.end(), self.end, "everything put is accepted");
-        self.writer = attached.open(Vec::new()).await.expect("opened");
+        let (before, writer) = (self.end.head, shared::open(&log, self.share.as_mut()).await);
+        assert_eq!(writer.opening_end().head, before, "everything put is accepted");
+        self.writer = writer;
         (self.end, self.slot) = (self.writer.opening_end(), 1);
         // What is known of chunks dies with the epoch.
         self.known.clear();
@@ -279,7 +303,18 @@ impl TestLog {
 
     /// Two disks, drained: the start of every test.
     pub async fn begin(store: &Store, keys: &Arc<Keys>, machine: &str, seed: u64) -> Self {
-        let mut log = Self::new(store.clone(), keys.clone(), machine, seed).await;
+        Self::begin_sharing(store, keys, machine, seed, None).await
+    }
+
+    /// The same where chunks of drains are shared.
+    pub async fn begin_sharing(
+        store: &Store,
+        keys: &Arc<Keys>,
+        machine: &str,
+        seed: u64,
+        share: Option<TestShare>,
+    ) -> Self {
+        let mut log = Self::sharing(store.clone(), keys.clone(), machine, seed, share).await;
         log.disk("root", 64 << 10, DiskChange::Added);
         log.disk("data", 48 << 10, DiskChange::Added);
         log.drain_begin(Seq(0));
@@ -297,6 +332,9 @@ impl TestLog {
         let (segment, head) = self.seal_pending(here);
         self.writer.put(self.slot, segment.parts).await.expect("put");
         self.writer.look().await.expect("still ours");
+        if let Some(share) = &self.share {
+            share.stored(std::mem::take(&mut self.offers));
+        }
         self.end = LogEnd { position: here, hash: segment.hash, head };
         self.slot += 1;
         crate::segments::path(&self.machine, LogKind::Stream, here)
@@ -312,12 +350,14 @@ impl TestLog {
     pub fn void_segment(&mut self) -> (String, Vec<Bytes>) {
         assert!(self.pending.is_empty(), "what is pending would be lost");
         let (model, known) = (self.model.clone(), self.known.clone());
+        let draining = self.draining;
         let (digest, incarnation, marks) = (self.digester.digest(), self.incarnation, self.marks);
         self.random();
         let here = self.next_place();
         let (segment, _) = self.seal_pending(here);
         (self.model, self.known, self.digester) = (model, known, RecordDigester::resume(digest));
-        (self.incarnation, self.marks) = (incarnation, marks);
+        (self.incarnation, self.marks, self.draining) = (incarnation, marks, draining);
+        self.offers.clear();
         (crate::segments::path(&self.machine, LogKind::Stream, here), segment.parts)
     }
 
@@ -333,6 +373,8 @@ impl TestLog {
         let packed: Vec<_> = records
             .into_iter()
             .map(|record| {
+                self.draining = record.body.drains_after(self.draining);
+                let share = self.share.as_ref().filter(|_| self.draining);
                 let body = record.body.map_data(|extent, data: Bytes| {
                     extent
                         .split_at_multiples(CHUNK_BYTES)
@@ -341,12 +383,13 @@ impl TestLog {
                             let chunk = &data[start..start + part.len() as usize];
                             let at = if chunk.iter().all(|b| *b == 0) {
                                 ChunkAt::Zero
-                            } else if let Some((segment, frame, offset)) = self.known.get(chunk) {
-                                let (frame, offset) = (*frame, *offset);
-                                if *segment == this {
+                            } else if let Some((segment, frame, offset)) =
+                                self.known.get(chunk).cloned().or_else(|| share?.find(chunk))
+                            {
+                                if segment == this {
                                     ChunkAt::Here { frame, offset }
                                 } else {
-                                    let found = references.iter().position(|r| r == segment);
+                                    let found = references.iter().position(|r| *r == segment);
                                     let reference = found.unwrap_or_else(|| {
                                         references.push(segment.clone());
                                         references.len() - 1
@@ -365,7 +408,11 @@ impl TestLog {
                                     frames.push(seal_frame(&sealer, &mut compressor, number, &open));
                                     (open, in_open) = (Vec::new(), 0);
                                 }
-                                self.known.insert(chunk.to_vec(), (this.clone(), number, offset));
+                                let at = (this.clone(), number, offset);
+                                if share.is_some() {
+                                    self.offers.insert(chunk.to_vec(), at.clone());
+                                }
+                                self.known.insert(chunk.to_vec(), at);
                                 ChunkAt::Here { frame: number, offset }
                             };
                             Piece { len: part.len(), at }
@@ -391,7 +438,8 @@ impl TestLog {
             epoch: here.epoch,
             slot: here.slot,
         };
-        let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen: 0 };
+        let (gc_seen, shared) = (self.writer.gc_seen(), !self.offers.is_empty());
+        let commit = Commit { place, prev_hash: self.end.hash, head, gc_seen, shared };
         (assemble(&self.keys, &sealer, commit, frames, references, packed), head)
     }
 

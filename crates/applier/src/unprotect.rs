@@ -1,7 +1,7 @@
 //! The end of a machine's protection: what is kept, or, with purge, the deletion of everything of it.
 //!
-//! Before anything is deleted two things happen. Every other machine's stream is read, and if one refers to data in this
-//! machine's segments nothing is deleted. Then both logs of the machine get a new epoch, so that whoever still writes
+//! Before anything is deleted two things happen. It is proven that no other machine refers to data in this machine's segments,
+//! now or later (`sharing`); else nothing is deleted. Then both logs of the machine get a new epoch, so that whoever still writes
 //! them sees it at the next look and stops. Slots go first and epoch objects last, the newest at the very end: as long as
 //! anything is left, a process server that comes back is refused or starts behind it. A purge that died half-way is
 //! simply run again. Of two stores both are emptied.
@@ -14,11 +14,9 @@ use format::object::LogKind;
 use futures::TryStreamExt;
 use model::MachineName;
 use serde::Serialize;
-use store::{EpochLog, LogRules, Store};
+use store::Store;
 
-use crate::maps::end_of;
-use crate::stream::{Found, StreamReader};
-use crate::{ApplierError, manifest, recover, replica, segments};
+use crate::{ApplierError, manifest, recover, replica, segments, sharing};
 
 /// Lists of what is left before giving up: a live agent makes new objects all the time.
 const PURGE_ROUNDS_MAX: u32 = 20;
@@ -43,7 +41,7 @@ pub struct UnprotectReport {
 
 /// Says what is kept of a machine or, with `purge`, deletes it: its objects in the store, and its replica under
 /// `data_dir`. The machine's agent, and the applier for this machine, must be stopped before.
-/// Errors: `Referenced`, `StillWritten`, `Recover(UnknownMachine)`; with any error what was not deleted is intact.
+/// Errors: `Referenced`, `Waits`, `NotWalked`, `StillWritten`, `Recover(UnknownMachine)`; with any error what was not deleted is intact.
 pub async fn unprotect(
     store: &Store,
     keys: Arc<Keys>,
@@ -70,7 +68,7 @@ pub async fn unprotect(
     if !purge {
         return Ok(report);
     }
-    refuse_if_referenced(store, &keys, machine).await?;
+    sharing::release(store, &keys, machine).await?;
     fence(store, &keys, machine).await;
     report.objects = 0;
     for one in each(store) {
@@ -97,44 +95,6 @@ async fn remove_replica(data_dir: &Path, machine: &MachineName) -> Result<u64, A
     let removed = tokio::task::spawn_blocking(move || replica::remove(&data_dir, &machine)).await;
     let removed = removed.expect("removing files does not panic and is not cancelled");
     removed.map_err(|source| ApplierError::File { operation: "remove", path, source })
-}
-
-/// Reads the tables of all other machines; deletion needs proof that none of them refers to this one.
-async fn refuse_if_referenced(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<(), ApplierError> {
-    for other in store::list_machines(store).await? {
-        if other == *machine {
-            continue;
-        }
-        let log = recover::stream_log(store, keys, &other);
-        if log.exists().await? && refers_to(&log, machine).await? {
-            return Err(ApplierError::Referenced { machine: machine.clone(), by: other });
-        }
-    }
-    Ok(())
-}
-
-async fn refers_to(log: &EpochLog, machine: &MachineName) -> Result<bool, ApplierError> {
-    // Before the horizon everything was taken in by maps, which name nothing of other machines.
-    let manifests = manifest::log(&log.store, &log.keys, &log.machine);
-    let horizon = manifest::read(&manifests, LogRules::ALL).await?.horizon;
-    let start = horizon.as_ref().map(end_of).unwrap_or_default();
-    let mut reader = StreamReader::behind(log.clone(), start, LogRules::ALL);
-    loop {
-        let entry = match reader.next().await? {
-            Found::Entry(entry) => entry,
-            Found::End => return Ok(false),
-            // Nothing was read yet of what the undecided epoch continues.
-            Found::Unopened { .. } => return Err(ApplierError::Undecided { machine: log.machine.clone() }),
-        };
-        if entry.position.slot == 0 {
-            continue;
-        }
-        let table = segments::table(&log.keys, &entry.header, &entry.bytes)
-            .map_err(|source| ApplierError::damaged(log.slot_path(entry.position), source))?;
-        if table.references.iter().any(|reference| reference.machine == *machine) {
-            return Ok(true);
-        }
-    }
 }
 
 /// Makes whoever still writes the machine's logs stop. A log too damaged to be attached to has no writer either.

@@ -88,7 +88,7 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
-    /// Say of every object that the applier would delete (with `gc = true`) why it may go; deletes nothing
+    /// Say of every object of a machine that the applier would delete (with `gc = true`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
     Gc(GcArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
@@ -172,10 +172,18 @@ pub struct MarkArgs {
 /// `gc`
 #[derive(Debug, Args)]
 pub struct GcArgs {
-    /// The machine
-    pub machine: MachineName,
-    /// Only explain: the one thing this command does, for deleting is up to the running applier
-    #[arg(long, required = true)]
+    /// The machine; its own objects are only explained, for deleting them is up to the running applier
+    #[arg(required_unless_present = "shared")]
+    pub machine: Option<MachineName>,
+    /// One pass over the segments of all machines that several may read from: condemn, or delete what was condemned
+    #[arg(long, conflicts_with = "machine")]
+    pub shared: bool,
+    /// With --shared: give streams that have not seen the newest condemn list a new epoch, rather than wait until they have one;
+    /// their agents connect again
+    #[arg(long, requires = "shared", conflicts_with = "dry_run")]
+    pub fence: bool,
+    /// Only explain
+    #[arg(long, required_unless_present = "shared")]
     pub dry_run: bool,
 }
 

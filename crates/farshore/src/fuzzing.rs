@@ -87,8 +87,14 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_bytes: size(u)?,
             segment_age: text(u, &["1s", "50ms", "1m"])?,
             epoch_life: text(u, &["6h", "1m", "7d"])?,
+            share_entries: u.arbitrary()?,
         },
-        applier: ApplierTable { gc: u.arbitrary()?, map_segments: u.arbitrary()?, state_digests: u.arbitrary()? },
+        applier: ApplierTable {
+            gc: u.arbitrary()?,
+            gc_shared: u.arbitrary()?,
+            map_segments: u.arbitrary()?,
+            state_digests: u.arbitrary()?,
+        },
         recover: RecoverTable {
             cache_dir: if u.arbitrary()? { Some(text(u, &["cache", "/var/cache/farshore"])?) } else { None },
             cache_bytes: size(u)?,

@@ -120,7 +120,7 @@ fn built_segment(keys: &Keys, u: &mut Unstructured) -> arbitrary::Result<()> {
         sealer.seal(*number, codec, plain.len() as u32, packed)
     };
     let sealed = frames.iter().rev().map(&mut seal).collect();
-    let commit = Commit { place: place.clone(), prev_hash, head, gc_seen };
+    let commit = Commit { place: place.clone(), prev_hash, head, gc_seen, shared: gc_seen % 2 == 1 };
     let segment = assemble(keys, &sealer, commit, sealed, references.clone(), records.clone());
     let SealedSegment { header, parts, .. } = segment;
 

@@ -11,10 +11,13 @@ use crate::hold::{HoldId, HoldRequest};
 use crate::keys::Keys;
 use crate::manifest::{
     DiskState, Drain, DrainStep, EpochEnd, Hold, Made, Manifest, ManifestCommit, Point, PointKind, PointStates,
-    Promoted,
+    Promoted, SharedRun,
 };
-use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, SealedMap, SegmentName};
-use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, SmallObject, seal_small_with};
+use crate::map::{MapDisk, MapFacts, MapName, MapRun, MapSource, MapWriter, Node, Owner, SealedMap, SegmentName};
+use crate::object::{
+    CondemnList, LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place, RegistryEntry, SmallObject, StreamEpoch,
+    seal_small_with,
+};
 use crate::pack::{PackName, PackRef, PackWriter, SealedPack};
 use crate::seal::Packing;
 use crate::segment::{
@@ -35,6 +38,10 @@ pub(crate) fn other_keys() -> Keys {
 
 pub(crate) fn machine() -> MachineName {
     "db-01".parse().expect("valid name")
+}
+
+pub(crate) fn other_machine() -> MachineName {
+    "db-02".parse().expect("valid name")
 }
 
 pub(crate) fn disk() -> DiskName {
@@ -108,7 +115,8 @@ pub(crate) fn commit() -> Commit {
             map_version: 6,
             time: last.time,
         },
-        gc_seen: 0,
+        gc_seen: 7,
+        shared: true,
     }
 }
 
@@ -129,7 +137,8 @@ pub(crate) fn segment(packing: Packing) -> SealedSegment {
 
 pub(crate) fn promoted(slot: u64) -> Promoted {
     let head = commit().head;
-    Promoted { id: ObjectId([slot as u8; 32]), epoch: 3, slot, hash: ObjectHash([0x55; 32]), head, bytes: 8 << 20 }
+    let (id, hash) = (ObjectId([slot as u8; 32]), ObjectHash([0x55; 32]));
+    Promoted { id, epoch: 3, slot, hash, head, bytes: 8 << 20, shared: slot == 3 }
 }
 
 pub(crate) fn point() -> Point {
@@ -179,6 +188,7 @@ pub(crate) fn manifest() -> Manifest {
         holds: [held()].into(),
         holds_read: 7,
         packs: vec![pack_ref(1, (1, 1), (1, 7)), pack_ref(2, (1, 9), (2, 3))],
+        shared: vec![SharedRun { epoch: 1, first: 2, last: 9 }],
     }
 }
 
@@ -204,12 +214,14 @@ pub(crate) fn manifest_commit() -> ManifestCommit {
 
 /// Runs of a sample map.
 pub(crate) fn map_runs() -> Vec<MapRun> {
-    let segment = SegmentName { epoch: 3, slot: 1, tag: [0x44; 8] };
+    let segment = SegmentName { owner: Owner::SELF, epoch: 3, slot: 1, tag: [0x44; 8] };
+    let foreign = SegmentName { owner: Owner::of(&other_machine()), epoch: 2, slot: 8, tag: [0x45; 8] };
     let data = |frame, offset| MapSource::Data { segment, frame, offset };
     vec![
         MapRun { extent: extent(0, 4 * KIB), source: data(7, 512) },
         MapRun { extent: extent(4 * KIB, 1 << 30), source: MapSource::Zero },
         MapRun { extent: extent(2 << 30, 64 * KIB), source: data(2, 0) },
+        MapRun { extent: extent(3 << 30, KIB), source: MapSource::Data { segment: foreign, frame: 1, offset: 0 } },
     ]
 }
 
@@ -223,6 +235,7 @@ pub(crate) fn map_facts() -> MapFacts {
         disks: vec![MapDisk { id: name.id(), name, size: 4 << 30 }],
         children: Vec::new(),
         segments: vec![promoted(1), promoted(2)],
+        machines: vec![other_machine()],
     }
 }
 
@@ -260,6 +273,16 @@ pub(crate) fn opening() -> Opening {
     Opening { prev_epoch: 2, prev_end: 17, state: manifest().encode() }
 }
 
+/// Place of an object of a list.
+fn list(number: u64) -> Place {
+    Place { machine: None, log: None, epoch: number, slot: 0 }
+}
+
+pub(crate) fn condemn_list() -> CondemnList {
+    let epoch = |machine, epoch| StreamEpoch { machine, epoch };
+    CondemnList { epochs: vec![epoch(machine(), 2), epoch(machine(), 3), epoch(other_machine(), 1)] }
+}
+
 /// A small object of each kind with its place and body.
 pub(crate) fn smalls() -> Vec<(&'static str, ObjectKind, Place, Vec<u8>)> {
     let root = Place { machine: None, log: None, epoch: 0, slot: 0 };
@@ -270,6 +293,8 @@ pub(crate) fn smalls() -> Vec<(&'static str, ObjectKind, Place, Vec<u8>)> {
         ("opening", ObjectKind::Opening, place(log, 3, 0), opening().encode()),
         ("hold", ObjectKind::Hold, Place { log: None, ..place(log, 0, 8) }, hold_request().encode()),
         ("manifest", ObjectKind::Manifest, place(log, 3, 1), manifest_commit().encode()),
+        ("condemn", ObjectKind::Condemn, list(2), condemn_list().encode()),
+        ("registry", ObjectKind::Registry, list(4), RegistryEntry { machine: machine() }.encode()),
     ]
 }
 

@@ -115,6 +115,15 @@ pub enum DiskChange {
 }
 
 impl<D> RecordBody<D> {
+    /// Whether a drain is open after it, where one was, or was not, before.
+    pub fn drains_after(&self, before: bool) -> bool {
+        match self {
+            RecordBody::DrainBegin { .. } => true,
+            RecordBody::DrainEnd(_) => false,
+            _ => before,
+        }
+    }
+
     /// kind, disk, offset, len for the running digest; fixed for ever. A drain end digests as its own kind.
     pub(crate) fn digest_fields(&self) -> (u8, u32, u64, u64) {
         match self {

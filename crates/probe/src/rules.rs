@@ -73,6 +73,16 @@ pub enum Rule {
     PackHoldsNeeded,
     /// A segment is deleted only when an acknowledged manifest names the pack that stands for it.
     PackNamedFirst,
+    /// Other epochs learn of a chunk only when it is stored.
+    SharedWhenStored,
+    /// The condemn lists are read after the epoch was created.
+    ListsAfterEpoch,
+    /// A shared segment is deleted only when every stream's head answers for the list that condemns it.
+    HeadsAwaited,
+    /// What is condemned is deleted only when marking, done after the wait, does not find it.
+    MarkedAgain,
+    /// Collection within a stream leaves shared segments alone.
+    SharedKept,
 }
 
 impl Rule {
@@ -110,6 +120,11 @@ impl Rule {
         Rule::CopiedBeforeNamed,
         Rule::PackHoldsNeeded,
         Rule::PackNamedFirst,
+        Rule::SharedWhenStored,
+        Rule::ListsAfterEpoch,
+        Rule::HeadsAwaited,
+        Rule::MarkedAgain,
+        Rule::SharedKept,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -169,6 +184,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::PackNamedFirst as usize + 1);
+        assert_eq!(all.len(), Rule::SharedKept as usize + 1);
     }
 }

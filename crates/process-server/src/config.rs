@@ -43,6 +43,8 @@ pub struct ProcessServerConfig {
     pub uploads_max: usize,
     /// Chunks of one stream that the dedup index remembers; 0 turns dedup off.
     pub dedup_entries_max: usize,
+    /// Chunks of drains of all streams that the shared index remembers; 0 shares nothing between streams and epochs.
+    pub share_entries_max: usize,
     /// Machines that are taken; none means every machine the CA vouches for.
     pub machines: Option<BTreeSet<MachineName>>,
 }
@@ -59,6 +61,7 @@ impl ProcessServerConfig {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             uploads_max: 4,
             dedup_entries_max: 1 << 18,
+            share_entries_max: 0,
             machines: None,
         }
     }

@@ -7,9 +7,8 @@
 //! is accepted only when every lower one is. A lower slot never uses it. Forgetting an entry costs bytes, never
 //! correctness.
 //!
-//! Deliberately absent: an index over several streams. It must learn a chunk only at `stored`, and its entries must
-//! outlive a stream's epoch; until deletion knows of such references, a stream names only its own past. There is no
-//! warm start either: a process server keeps nothing over a restart.
+//! Chunks of other epochs are found by `share`, which has rules of its own. There is no warm start: a process server keeps
+//! nothing over a restart.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -37,7 +36,7 @@ pub struct DedupEntry {
 
 /// Takes eight bytes of a chunk id as its hash: ids are uniform already, and fixed hashing keeps runs repeatable.
 #[derive(Default)]
-struct ChunkHasher(u64);
+pub(crate) struct ChunkHasher(u64);
 
 impl Hasher for ChunkHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -56,23 +55,26 @@ impl Hasher for ChunkHasher {
     }
 }
 
-type Chunks = Cache<ChunkId, DedupEntry, UnitWeighter, BuildHasherDefault<ChunkHasher>>;
+/// A bounded map from chunks to where they lie.
+pub(crate) type Chunks<T> = Cache<ChunkId, T, UnitWeighter, BuildHasherDefault<ChunkHasher>>;
+
+/// Holds at most `entries_max` chunks, and more than none.
+pub(crate) fn chunks<T: Clone>(entries_max: usize) -> Chunks<T> {
+    let (mut options, entries) = (OptionsBuilder::new(), entries_max as u64);
+    options.shards(SHARDS).estimated_items_capacity(entries_max).weight_capacity(entries);
+    let options = options.build().expect("both capacities are given");
+    Chunks::with_options(options, UnitWeighter, Default::default(), DefaultLifecycle::default())
+}
 
 /// The chunks of one epoch of one stream; shared by the workers.
 pub struct DedupIndex {
-    chunks: Option<Chunks>,
+    chunks: Option<Chunks<DedupEntry>>,
 }
 
 impl DedupIndex {
     /// Remembers at most `entries_max` chunks (about 100 bytes each); 0 remembers none.
     pub fn new(entries_max: usize) -> Self {
-        let new = || {
-            let (mut options, entries) = (OptionsBuilder::new(), entries_max as u64);
-            options.shards(SHARDS).estimated_items_capacity(entries_max).weight_capacity(entries);
-            let options = options.build().expect("both capacities are given");
-            Chunks::with_options(options, UnitWeighter, Default::default(), DefaultLifecycle::default())
-        };
-        DedupIndex { chunks: (entries_max > 0).then(new) }
+        DedupIndex { chunks: (entries_max > 0).then(|| chunks(entries_max)) }
     }
 
     /// Where the chunk lies, if a segment in `slot` may say so.

@@ -17,6 +17,7 @@ mod metrics;
 pub mod pipeline;
 mod server;
 mod session;
+mod share;
 mod status;
 mod stream;
 mod sync;
@@ -32,6 +33,7 @@ pub use error::ProcessServerError;
 pub use server::ProcessServer;
 #[doc(hidden)]
 pub use server::ServerRules;
+pub use share::{EpochShare, Offer, Opened, SharedChunk, Sharing, open_stream};
 pub use status::{MachineStatus, ProcessServerStatus, StageStatus};
 #[doc(hidden)]
 pub use stream::admit_with;

@@ -9,7 +9,7 @@ use format::keys::Keys;
 use format::wire::{Refusal, Refused};
 use model::MachineName;
 use probe::Rules;
-use store::{LogRules, Store};
+use store::{LogRules, Store, VaultLists};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -19,6 +19,7 @@ use transport::{Connection, Listener, Peer, Role};
 
 use crate::pipeline::Pipeline;
 use crate::session::{self, SessionEnd, SessionHandle};
+use crate::share::Sharing;
 use crate::status::{ProcessServerStatus, StageStatus};
 use crate::stream::{self, Message, StreamContext, StreamHandle, StreamShared};
 use crate::{ProcessServerConfig, ProcessServerError};
@@ -35,6 +36,7 @@ pub struct ProcessServer {
     store: Store,
     keys: Arc<Keys>,
     pipeline: Arc<Pipeline>,
+    sharing: Option<Arc<Sharing>>,
     streams: Mutex<BTreeMap<MachineName, StreamHandle>>,
     sessions: AtomicU64,
     connections: Arc<Semaphore>,
@@ -81,8 +83,13 @@ impl ProcessServer {
         rules: ServerRules,
     ) -> Result<Arc<ProcessServer>, ProcessServerError> {
         let config = Arc::new(config.validated()?);
+        let sharing = (config.share_entries_max > 0).then(|| {
+            let lists = VaultLists::new(store.clone(), keys.clone());
+            Arc::new(Sharing::new(config.share_entries_max, lists, rules.server))
+        });
         Ok(Arc::new(ProcessServer {
             pipeline: Arc::new(Pipeline::start(config.workers, keys.clone())?),
+            sharing,
             config,
             store,
             keys,
@@ -185,6 +192,7 @@ impl ProcessServer {
                     config: self.config.clone(),
                     store: self.store.clone(),
                     keys: self.keys.clone(),
+                    sharing: self.sharing.clone(),
                     pipeline: self.pipeline.clone(),
                     shared: shared.unwrap_or_else(|| Arc::new(StreamShared::new(machine.to_string()))),
                     abort: self.abort.child_token(),

@@ -187,6 +187,7 @@ impl Follower {
                 pack_bytes: 64 << 10,
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
+                gc_shared: false,
                 state_digests: site.gc,
             };
             loop {

@@ -3,6 +3,7 @@
 //! Layout below the store's URL:
 //! ```text
 //! vault                                              names the vault (sealed)
+//! condemn/<n>, registry/<n>                          the vault's lists, for sharing between machines
 //! machine/<name>/stream/epoch/<n>                    who owns epoch n of the stream
 //! machine/<name>/stream/seg/<n>/<slot>               slot 0 = opening, 1… = segments
 //! machine/<name>/manifest/epoch/<n>, seg/<n>/<slot>  the manifest log, by the same rules
@@ -15,6 +16,7 @@ mod counting;
 mod error;
 mod faults;
 mod holds;
+mod lists;
 mod local;
 mod log;
 mod objects;
@@ -27,6 +29,7 @@ pub use counting::CountingStore;
 pub use error::StoreError;
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use holds::HoldRequests;
+pub use lists::{Condemned, VaultLists};
 pub use log::{
     Attached, Base, CollectError, Collected, EpochLog, Garbage, Genesis, LogEnd, LogEntry, LogPosition, LogReader,
     LogRules, LogWriter, ManifestBase, Needed, Newest, Next, Plan, Proof, ReadMode, Why, preview_collection,

@@ -230,7 +230,7 @@ async fn a_reader_may_be_cancelled_anywhere() {
 fn promoted(entry: &LogEntry) -> Promoted {
     let LogPosition { epoch, slot } = entry.position;
     let (id, head, bytes) = (entry.header.id, entry.header.head, entry.header.total_bytes);
-    Promoted { id, epoch, slot, hash: entry.hash, head, bytes }
+    Promoted { id, epoch, slot, hash: entry.hash, head, bytes, shared: false }
 }
 
 fn commit(log: &EpochLog, keys: &Keys, end: &LogEnd, segments: Vec<Promoted>) -> (bytes::Bytes, LogEnd) {

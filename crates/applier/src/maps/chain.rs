@@ -33,6 +33,11 @@ impl Chain {
         Ok(Self { maps, links, disks })
     }
 
+    /// The maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
     /// The disks at its end, by id.
     pub fn disks(&self) -> &[MapDisk] {
         &self.disks

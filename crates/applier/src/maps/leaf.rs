@@ -1,10 +1,10 @@
 //! A leaf being made: the records of its segments laid over one another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use format::keys::Keys;
 use format::manifest::Promoted;
-use format::map::{MapDisk, MapFacts, MapRun, MapSource, MapTooLarge, MapWriter, SealedMap, SegmentName, tag};
+use format::map::{MapDisk, MapFacts, MapRun, MapSource, MapTooLarge, MapWriter, Owner, SealedMap, SegmentName, tag};
 use format::object::Place;
 use format::segment::Table;
 use model::{DiskId, MachineName, RecordBody, Seq, Timestamp};
@@ -18,6 +18,8 @@ pub(crate) struct Leaf {
     machine: MachineName,
     disks: Disks,
     names: Names,
+    /// Other machines that references name.
+    owners: BTreeMap<Owner, MachineName>,
     first: Option<(Seq, Timestamp)>,
     segments: Vec<Promoted>,
     table_bytes: u64,
@@ -49,6 +51,7 @@ impl Leaf {
             machine,
             disks: empty,
             names: Names::default(),
+            owners: BTreeMap::new(),
             first: None,
             segments: Vec::new(),
             table_bytes: 0,
@@ -73,19 +76,17 @@ impl Leaf {
 
     /// Lays the records of the next segment over. Errors say what does not hold together.
     pub fn take(&mut self, segment: Promoted, table: &Table, table_bytes: u64) -> Result<(), String> {
-        let own = SegmentName { epoch: segment.epoch, slot: segment.slot, tag: tag(&segment.id) };
+        let (epoch, slot) = (segment.epoch, segment.slot);
+        let own = SegmentName { owner: Owner::SELF, epoch, slot, tag: tag(&segment.id) };
         let own = self.names.number(own);
         let mut named = Vec::with_capacity(table.references.len());
         for reference in &table.references {
-            if reference.machine != self.machine {
-                return Err(format!("it refers to a segment of {}, another machine", reference.machine));
+            let owner = self.owner(&reference.machine);
+            let (epoch, slot) = (reference.epoch, reference.slot);
+            if owner == Owner::SELF && (epoch, slot) >= (segment.epoch, segment.slot) {
+                return Err(format!("it refers to epoch {epoch} slot {slot}, which does not lie before it"));
             }
-            // What a later epoch cannot refer to may go once the history no longer needs it (docs/rfcs/0006-horizon.md).
-            if reference.epoch != segment.epoch {
-                return Err(format!("it refers to a segment of epoch {}, another one than its own", reference.epoch));
-            }
-            let name = SegmentName { epoch: reference.epoch, slot: reference.slot, tag: tag(&reference.id) };
-            named.push(self.names.number(name));
+            named.push(self.names.number(SegmentName { owner, epoch, slot, tag: tag(&reference.id) }));
         }
         let place_of = |reference: Option<u32>| match reference {
             None => Some(own),
@@ -102,6 +103,25 @@ impl Leaf {
         self.segments.push(segment);
         self.table_bytes += table_bytes;
         Ok(())
+    }
+
+    fn owner(&mut self, machine: &MachineName) -> Owner {
+        if *machine == self.machine {
+            return Owner::SELF;
+        }
+        let owner = Owner::of(machine);
+        self.owners.entry(owner).or_insert_with(|| machine.clone());
+        owner
+    }
+
+    /// Other machines from which runs read, by name.
+    fn machines(&self) -> Vec<MachineName> {
+        let owner = |run: MapRun| match run.source {
+            MapSource::Data { segment, .. } => self.owners.get(&segment.owner),
+            MapSource::Zero => None,
+        };
+        let read: BTreeSet<_> = self.runs().filter_map(|(_, run)| owner(run)).collect();
+        read.into_iter().cloned().collect()
     }
 
     /// The disks after the last record.
@@ -146,8 +166,8 @@ impl Leaf {
         for (disk, run) in self.runs() {
             writer.push(disk, run)?;
         }
-        let facts =
-            MapFacts { place, first_seq, first_time, head, disks: self.disks(), children: Vec::new(), segments };
+        let (children, machines) = (Vec::new(), self.machines());
+        let facts = MapFacts { place, first_seq, first_time, head, disks: self.disks(), children, segments, machines };
         writer.finish(keys, facts)
     }
 }

@@ -1,5 +1,6 @@
 //! One map of eight: a sweep over their runs, the newest on top. Memory is a page for each, whatever their size.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -140,6 +141,7 @@ impl<'a> Merged<'a> {
         let keys = self.maps.keys();
         let mut writer = MapWriter::new(keys);
         self.sweep(|disk, run| writer.push(disk, run).map_err(MergeError::from)).await?;
+        let machines: BTreeSet<_> = self.opened.iter().flat_map(|map| &map.index.machines).collect();
         let facts = MapFacts {
             place,
             first_seq: oldest.header.first_seq,
@@ -148,6 +150,7 @@ impl<'a> Merged<'a> {
             disks: self.disks().to_vec(),
             children: self.nodes.to_vec(),
             segments: Vec::new(),
+            machines: machines.into_iter().cloned().collect(),
         };
         Ok(writer.finish(keys, facts)?)
     }

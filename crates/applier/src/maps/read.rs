@@ -1,12 +1,13 @@
 //! Fetching maps: header and index in one read, pages by ranged reads, kept while they are in use.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::map::{self, MapIndex, MapName, MapRun, Node};
+use format::map::{self, MapIndex, MapName, MapRun, Node, Owner, SegmentName};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, Place};
 use model::{DiskId, Extent, MachineName};
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -99,6 +100,8 @@ pub(crate) struct Maps {
     sealed: Sealed,
     keys: Arc<Keys>,
     machine: MachineName,
+    /// Other machines that the indexes read so far name.
+    others: Mutex<BTreeMap<Owner, MachineName>>,
     indexes: Cache<MapName, Arc<OpenMap>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     pages: Cache<PageKey, Arc<Vec<MapRun>>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
@@ -124,6 +127,7 @@ impl Maps {
             sealed,
             keys,
             machine,
+            others: Mutex::default(),
             indexes: Cache::with_options(indexes, ByBytes, Default::default(), DefaultLifecycle::default()),
             pages: Cache::with_options(pages, ByBytes, Default::default(), DefaultLifecycle::default()),
             fetches: Semaphore::new(FETCHES_MAX),
@@ -133,6 +137,18 @@ impl Maps {
     /// Whose.
     pub fn machine(&self) -> &MachineName {
         &self.machine
+    }
+
+    /// Whose segment it is that a run of one of these maps names. Errors: no map that was opened spells the machine out.
+    pub fn owner_of(&self, segment: &SegmentName) -> Result<MachineName, RecoverError> {
+        if segment.owner == Owner::SELF {
+            return Ok(self.machine.clone());
+        }
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.get(&segment.owner).cloned().ok_or_else(|| {
+            let what = "a map names a segment of a machine that its index does not spell out".to_owned();
+            RecoverError::Damage { path: segments::machine_prefix(&self.machine), what }
+        })
     }
 
     /// The store they are in.
@@ -167,6 +183,10 @@ impl Maps {
         };
         let opened = self.sealed.open(&path, 0..bytes, open).await?;
         let (header, index) = opened.ok_or_else(|| segments::missing(path, MISSED))?;
+        if !index.machines.is_empty() {
+            let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+            others.extend(index.machines.iter().map(|machine| (Owner::of(machine), machine.clone())));
+        }
         Ok(Arc::new(OpenMap { name: node.map, header, index }))
     }
 

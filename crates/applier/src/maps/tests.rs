@@ -357,6 +357,7 @@ async fn forged(log: &TestLog, machine: &MachineName, node: &Node) -> Option<Vec
         disks: map.index.disks.clone(),
         children: map.index.children.clone(),
         segments: map.index.segments.clone(),
+        machines: map.index.machines.clone(),
     };
     forged.then(|| writer.finish(&log.keys, facts).expect("small").parts.concat())
 }

@@ -17,7 +17,7 @@ use store::LogPosition;
 use super::history::Origin;
 use super::map::{ExtentMap, Source};
 use super::{Disks, Frames, History, ObjectPlace, ReadCache, RecoverError, Resolved};
-use crate::maps::Chain;
+use crate::maps::{Chain, Maps};
 
 /// Longest range of one read in bytes.
 pub(crate) const READ_BYTES_MAX: u64 = 64 << 20;
@@ -64,7 +64,6 @@ struct View {
 
 /// What the disks of a point share.
 struct Base {
-    machine: MachineName,
     chain: Chain,
     frames: Arc<Frames>,
     /// Where it was opened from.
@@ -83,8 +82,8 @@ impl History {
             true => self.through_maps(at).await?,
             false => self.through_records(at).await?,
         };
-        let (machine, frames, origin) = (self.machine().clone(), self.frames().clone(), self.origin().clone());
-        let base = Arc::new(Base { machine, chain, frames, origin: origin.clone(), at: *at });
+        let (frames, origin) = (self.frames().clone(), self.origin().clone());
+        let base = Arc::new(Base { chain, frames, origin: origin.clone(), at: *at });
         let disks = disks.into_inner().into_iter().map(|(id, disk)| {
             let info = PointDiskInfo { name: disk.name, id, size: disk.size };
             let view = Arc::new(View { disk: id, over: disk.map, base: base.clone() });
@@ -125,21 +124,21 @@ impl History {
 impl Base {
     async fn runs_in(&self, disk: DiskId, extent: Extent) -> Result<Vec<(Extent, Source)>, RecoverError> {
         let runs = self.chain.runs_in(disk, extent).await?;
-        let source = |source| source_of(&self.frames, &self.machine, source);
-        Ok(runs.into_iter().map(|run| (run.extent, source(run.source))).collect())
+        let source = |source| source_of(&self.frames, self.chain.maps(), source);
+        runs.into_iter().map(|run| Ok((run.extent, source(run.source)?))).collect()
     }
 }
 
 /// What a map says of a range, as `frames` names objects.
-pub(crate) fn source_of(frames: &Frames, machine: &MachineName, source: MapSource) -> Source {
-    match source {
+pub(crate) fn source_of(frames: &Frames, maps: &Maps, source: MapSource) -> Result<Source, RecoverError> {
+    Ok(match source {
         MapSource::Zero => Source::Zero,
         MapSource::Data { segment, frame, offset } => {
             let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
-            let place = ObjectPlace { machine: machine.clone(), position, tag: segment.tag };
+            let place = ObjectPlace { machine: maps.owner_of(&segment)?, position, tag: segment.tag };
             Source::Data { place: frames.intern(place), frame, offset }
         }
-    }
+    })
 }
 
 impl PointReader {

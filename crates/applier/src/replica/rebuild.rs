@@ -25,7 +25,7 @@ use super::Replica;
 use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun};
 use crate::maps::{Chain, Maps, nodes_behind, stretch_of_seq};
-use crate::recover::{Frames, Source, source_of};
+use crate::recover::{Frames, RecoverError, Source, source_of};
 
 /// Bytes of a disk looked up together.
 const WINDOW_BYTES: u64 = 1 << 30;
@@ -75,8 +75,9 @@ impl Replica {
                     return Err(ApplierError::Stopped);
                 }
                 let runs = chain.runs_in(disk.id, window).await?;
-                let runs = runs.into_iter().map(|run| (run.extent, source_of(&frames, maps.machine(), run.source)));
-                let runs: Vec<(Extent, Source)> = runs.collect();
+                let source = |source| source_of(&frames, &maps, source);
+                let runs = runs.into_iter().map(|run| Ok((run.extent, source(run.source)?)));
+                let runs: Vec<(Extent, Source)> = runs.collect::<Result<_, RecoverError>>()?;
                 bytes += runs.iter().map(|(extent, _)| extent.len()).sum::<u64>();
                 disks.write_runs(&frames, disk.id, runs).await?;
             }

@@ -92,6 +92,7 @@ async fn next_commit(owner: &ManifestOwner, log: &TestLog, count: usize) -> Mani
             hash: entry.hash,
             head: entry.header.head,
             bytes: entry.header.total_bytes,
+            shared: entry.header.shared,
         });
     }
     commit

@@ -82,6 +82,11 @@ pub(super) async fn tidy_with(settings: ApplierConfig, log: &TestLog, rules: App
     applier.stop().await;
 }
 
+/// The same under these safety rules.
+pub(super) async fn tidy_by(log: &TestLog, rules: ApplierRules) {
+    tidy_with(settings(), log, rules).await;
+}
+
 /// Everything is taken in, and nothing moves any more.
 pub(super) async fn at_rest(applier: &Applier, log: &TestLog) {
     let (mut before, mut same) = (None, 0);

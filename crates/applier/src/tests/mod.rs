@@ -11,6 +11,7 @@ mod positions;
 mod process;
 mod reads;
 mod replica;
+mod sharing;
 mod states;
 mod times;
 mod two_stores;
@@ -51,6 +52,7 @@ pub(crate) fn settings() -> ApplierConfig {
         pack_bytes: 64 << 20,
         tidy_every: Duration::from_secs(60),
         gc: false,
+        gc_shared: false,
         state_digests: false,
     }
 }

@@ -16,7 +16,7 @@ use super::{
     Applier, ApplierTable, CACHE_BYTES, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE,
     JOURNAL_WINDOW, MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy,
     PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES, Recover, RecoverTable, SEGMENT_AGE, SEGMENT_BYTES,
-    SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
+    SHARE_ENTRIES_MAX,     SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
 };
 
 /// "line N: message", on one line.
@@ -92,7 +92,7 @@ impl Checker<'_> {
     }
 
     fn process_server(&self, table: ProcessServerTable) -> Result<ProcessServer, ConfigError> {
-        let ProcessServerTable { listen, transport, segment_bytes, segment_age, epoch_life } = table;
+        let ProcessServerTable { listen, transport, segment_bytes, segment_age, epoch_life, share_entries } = table;
         let transport = match transport.as_str() {
             "tls" => Transport::Tls,
             "quic" => Transport::Quic,
@@ -108,14 +108,25 @@ impl Checker<'_> {
             segment_bytes: self.size("process_server.segment_bytes", segment_bytes, SEGMENT_BYTES)?,
             segment_age: self.duration("process_server.segment_age", &segment_age, SEGMENT_AGE)?,
             epoch_life: self.duration("process_server.epoch_life", &epoch_life, EPOCH_LIFE)?,
+            share_entries: self.share_entries(share_entries)?,
         })
     }
 
+    fn share_entries(&self, entries: u64) -> Result<usize, ConfigError> {
+        match usize::try_from(entries).ok().filter(|_| entries <= SHARE_ENTRIES_MAX) {
+            Some(entries) => Ok(entries),
+            None => {
+                let why = format!("{entries} is out of range: 0 to {SHARE_ENTRIES_MAX}");
+                Err(self.refuse("process_server.share_entries", why))
+            }
+        }
+    }
+
     fn applier(&self, table: ApplierTable) -> Result<Applier, ConfigError> {
-        let ApplierTable { gc, map_segments, state_digests } = table;
+        let ApplierTable { gc, gc_shared, map_segments, state_digests } = table;
         let map_segments = map_segments as usize;
         match MAP_SEGMENTS.contains(&map_segments) {
-            true => Ok(Applier { gc, map_segments, state_digests }),
+            true => Ok(Applier { gc, gc_shared, map_segments, state_digests }),
             false => {
                 let why = format!("{map_segments} is out of range: 1 to {}", MAP_SEGMENTS.end());
                 Err(self.refuse("applier.map_segments", why))

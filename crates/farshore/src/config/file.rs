@@ -71,6 +71,8 @@ pub struct ProcessServerTable {
     pub segment_age: String,
     /// Life of an epoch.
     pub epoch_life: String,
+    /// Chunks that the index over all streams remembers.
+    pub share_entries: u64,
 }
 
 /// `[applier]`
@@ -79,6 +81,8 @@ pub struct ProcessServerTable {
 pub struct ApplierTable {
     /// Whether what the policy keeps no longer is deleted.
     pub gc: bool,
+    /// Whether segments that machines share and nobody reads any more are deleted.
+    pub gc_shared: bool,
     /// Segments that a map takes in.
     pub map_segments: u32,
     /// Whether state digests of points are reckoned.
@@ -168,13 +172,14 @@ impl Default for ProcessServerTable {
             segment_bytes: ByteSize(8 << 20),
             segment_age: "1s".into(),
             epoch_life: "6h".into(),
+            share_entries: 0,
         }
     }
 }
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { gc: false, map_segments: 64, state_digests: true }
+        Self { gc: false, gc_shared: false, map_segments: 64, state_digests: true }
     }
 }
 

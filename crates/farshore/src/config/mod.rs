@@ -35,6 +35,8 @@ pub const SEGMENT_AGE: RangeInclusive<Duration> = Duration::from_millis(50)..=Du
 
 /// Time after which a stream goes on in a new epoch.
 pub const EPOCH_LIFE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(7 * 86400);
+/// Chunks that the index over all streams may remember: some 40 GB of memory.
+pub const SHARE_ENTRIES_MAX: u64 = 1 << 28;
 /// Interval of crash points and the RPO target.
 pub const POLICY_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// How long every position stays recoverable.
@@ -155,6 +157,8 @@ pub struct ProcessServer {
     pub segment_age: Duration,
     /// Life of an epoch.
     pub epoch_life: Duration,
+    /// Chunks that the index over all streams remembers; 0 shares nothing.
+    pub share_entries: usize,
 }
 
 /// `[applier]`, checked.
@@ -162,6 +166,8 @@ pub struct ProcessServer {
 pub struct Applier {
     /// Whether what the policy keeps no longer is deleted.
     pub gc: bool,
+    /// Whether segments that machines share and nobody reads any more are deleted.
+    pub gc_shared: bool,
     /// Segments that a map takes in, 1 to 1024.
     pub map_segments: usize,
     /// Whether state digests of points are reckoned.

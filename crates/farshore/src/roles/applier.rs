@@ -44,6 +44,7 @@ impl ApplierRole {
             replica_lag: config.policy.replica_lag,
             tidy_every: TIDY_EVERY,
             gc: config.applier.gc,
+            gc_shared: config.applier.gc_shared,
             state_digests: config.applier.state_digests,
             map_segments: config.applier.map_segments,
             pack_bytes: PACK_BYTES,

@@ -16,7 +16,7 @@ use crate::keys::Keys;
 use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
 use crate::map::{self, MapDisk, MapRun, MapSource, Node};
 use crate::object::open_body;
-use crate::object::{HEADER_BYTES, ObjectHeader, ObjectKind, Opening};
+use crate::object::{CondemnList, HEADER_BYTES, ObjectHeader, ObjectKind, Opening, RegistryEntry, StreamEpoch};
 use crate::pack::{self, PackRef, PackedSegment};
 use crate::segment::{
     ChunkAt, FrameInfo, FrameOpener, Piece, SegmentReader, SegmentRef, Table, frame_range, table_range,
@@ -63,6 +63,7 @@ pub struct HeaderDump {
     pub map_version: u64,
     pub record_digest: String,
     pub gc_seen: u64,
+    pub shared: bool,
     pub frame_count: u32,
     pub table_sealed_bytes: u32,
     pub table_plain_bytes: u32,
@@ -125,6 +126,10 @@ pub enum BodyDump {
         /// For how long, in seconds; 0 ends it.
         lasts_seconds: u32,
     },
+    /// A condemn list: stream epochs.
+    Condemn(Vec<String>),
+    /// An entry of the registry: a machine.
+    Registry(String),
     /// A body of a form this crate does not know.
     Opaque {
         /// Its length in bytes.
@@ -156,6 +161,8 @@ pub struct MapDump {
     pub nodes: Vec<String>,
     /// What a leaf is made of.
     pub segments: Vec<String>,
+    /// Other machines from whose segments it reads.
+    pub machines: Vec<String>,
 }
 
 /// A disk of a map.
@@ -264,7 +271,9 @@ impl Dump {
             }
         }
         let nodes = index.children.iter().map(node_dump).collect();
-        self.map = Some(MapDump { disks, nodes, segments: index.segments.iter().map(segment_dump).collect() });
+        let machines = index.machines.iter().map(ToString::to_string).collect();
+        let segments = index.segments.iter().map(segment_dump).collect();
+        self.map = Some(MapDump { disks, nodes, segments, machines });
         Ok(())
     }
 
@@ -304,6 +313,11 @@ impl Dump {
                 let HoldRequest { id, seq, lasts_seconds } = HoldRequest::decode(&plain)?;
                 BodyDump::Hold { id: id.to_string(), seq: seq.0, lasts_seconds }
             }
+            ObjectKind::Condemn => {
+                let epoch = |e: &StreamEpoch| format!("{}/stream/epoch {}", e.machine, e.epoch);
+                BodyDump::Condemn(CondemnList::decode(&plain)?.epochs.iter().map(epoch).collect())
+            }
+            ObjectKind::Registry => BodyDump::Registry(RegistryEntry::decode(&plain)?.machine.to_string()),
             _ => opaque(&plain),
         });
         Ok(())
@@ -336,6 +350,7 @@ fn header_dump(header: &ObjectHeader, bytes: &[u8]) -> Result<HeaderDump, Format
         map_version: head.map_version,
         record_digest: head.digest.to_string(),
         gc_seen: header.gc_seen,
+        shared: header.shared,
         frame_count: header.frame_count,
         table_sealed_bytes: header.table_sealed_bytes,
         table_plain_bytes: header.table_plain_bytes,
@@ -399,7 +414,8 @@ fn mark_text(mark: &model::Mark) -> String {
 
 fn segment_dump(s: &Promoted) -> String {
     let (id, hash, head) = (s.id, s.hash, s.head.position);
-    format!("epoch {} slot {}: id {id} hash {hash}, {} bytes, to {head}", s.epoch, s.slot, s.bytes)
+    let shared = if s.shared { ", shared" } else { "" };
+    format!("epoch {} slot {}: id {id} hash {hash}, {} bytes{shared}, to {head}", s.epoch, s.slot, s.bytes)
 }
 
 fn node_dump(node: &Node) -> String {

@@ -15,9 +15,14 @@ fn a_segment_is_shown_whole() {
     let table = dump.table.as_ref().expect("segments have one");
     assert_eq!((table.written_bytes, table.zero_bytes, table.referenced_bytes), (48 << 10, 32 << 10, 4 << 10));
     let text = dump.to_string();
-    for part in
-        ["header authenticated", "db-01/stream/epoch 3 slot 4", "before upgrade", "in frame 7 at 4096", "write disk"]
-    {
+    for part in [
+        "header authenticated",
+        "db-01/stream/epoch 3 slot 4",
+        "before upgrade",
+        "in frame 7 at 4096",
+        "write disk",
+        "shared        true",
+    ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
 }
@@ -69,6 +74,8 @@ fn small_objects_show_their_bodies() {
             ObjectKind::Epoch => "body: 16 bytes: 0909",
             ObjectKind::Opening => "continues epoch 2, whose last accepted slot is 17",
             ObjectKind::Hold => "for 7200 s",
+            ObjectKind::Condemn => "condemned: db-02/stream/epoch 1",
+            ObjectKind::Registry => "machine db-01",
             _ => "1 maps, 1 segments behind them, 1 points",
         };
         assert!(text.contains(part), "{part:?} is not in\n{text}");
@@ -81,7 +88,11 @@ fn a_map_shows_its_disks_and_what_it_is_made_of() {
     let dump = dump(Some(&samples::keys()), &object).expect("its header reads");
     assert!(dump.authenticated && dump.problems.is_empty(), "{dump}");
     let text = dump.to_string();
-    for part in ["map of 1 disks, made of 2 segments and 0 maps", "3 runs, 69632 bytes of data, 1073741824 of zeros"] {
+    for part in [
+        "map of 1 disks, made of 2 segments and 0 maps",
+        "4 runs, 70656 bytes of data, 1073741824 of zeros",
+        "reads from segments of db-02",
+    ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
     let mut damaged = object;

@@ -32,6 +32,8 @@ impl fmt::Display for Dump {
             Some(BodyDump::Hold { id, seq, lasts_seconds }) => {
                 writeln!(f, "hold {id} of seq {seq} for {lasts_seconds} s")
             }
+            Some(BodyDump::Condemn(epochs)) => epochs.iter().try_for_each(|epoch| writeln!(f, "condemned: {epoch}")),
+            Some(BodyDump::Registry(machine)) => writeln!(f, "machine {machine}"),
             Some(BodyDump::Opaque { bytes, hex }) => writeln!(f, "body: {bytes} bytes: {hex}"),
             None => Ok(()),
         }
@@ -51,6 +53,7 @@ fn header(f: &mut fmt::Formatter<'_>, h: &HeaderDump) -> fmt::Result {
     writeln!(f, "  map version   {}", h.map_version)?;
     writeln!(f, "  record digest {}", h.record_digest)?;
     writeln!(f, "  gc seen       {}", h.gc_seen)?;
+    writeln!(f, "  shared        {}", h.shared)?;
     writeln!(f, "  frames        {}", h.frame_count)?;
     writeln!(f, "  table         {} bytes sealed, {} plain", h.table_sealed_bytes, h.table_plain_bytes)?;
     writeln!(f, "  body digest   {}", h.body_digest)
@@ -92,7 +95,8 @@ fn map(f: &mut fmt::Formatter<'_>, m: &MapDump) -> fmt::Result {
         )?;
     }
     m.nodes.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
-    m.segments.iter().try_for_each(|segment| writeln!(f, "  segment {segment}"))
+    m.segments.iter().try_for_each(|segment| writeln!(f, "  segment {segment}"))?;
+    m.machines.iter().try_for_each(|machine| writeln!(f, "  reads from segments of {machine}"))
 }
 
 fn manifest(f: &mut fmt::Formatter<'_>, m: &ManifestDump) -> fmt::Result {

@@ -12,9 +12,9 @@ use crate::check::LABEL_BYTES_MAX;
 use crate::hold::{HoldId, HoldRequest, LASTS_SECONDS_MAX};
 use crate::manifest::{
     DiskState, Drain, DrainStep, EpochEnd, Hold, Made, Manifest, ManifestCommit, Point, PointKind, PointStates,
-    Promoted,
+    Promoted, SharedRun,
 };
-use crate::map::{MapName, MapRun, MapSource, Node, SegmentName};
+use crate::map::{MapName, MapRun, MapSource, Node, Owner, SegmentName};
 use crate::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, Place};
 use crate::pack::{PackName, PackRef};
 use crate::segment::{CHUNK_BYTES_MAX, ChunkAt, Piece, SegmentRef};
@@ -235,7 +235,7 @@ fn promoted(u: Source) -> Result<Vec<Promoted>> {
         }
         slot += 1 + u64::from(u.arbitrary::<u16>()?);
         let (id, hash) = (ObjectId(u.arbitrary()?), ObjectHash(u.arbitrary()?));
-        Ok(Promoted { id, epoch, slot, hash, head: head(u)?, bytes: u.arbitrary()? })
+        Ok(Promoted { id, epoch, slot, hash, head: head(u)?, bytes: u.arbitrary()?, shared: u.arbitrary()? })
     })
 }
 
@@ -291,7 +291,14 @@ pub(super) fn manifest(u: Source) -> Result<Manifest> {
     let passed = horizon.as_ref().map_or((0, 0), |last| (last.epoch, last.slot));
     let packs = packs(u)?.into_iter().filter(|pack| pack.last <= passed).collect();
     let (holds, holds_read) = (held(u)?.into_iter().collect(), u.arbitrary()?);
-    Ok(Manifest { nodes, segments, horizon, ends, drains, points, pins, point_maps, packs, holds, holds_read })
+    let mut epoch = 0u64;
+    let shared = list(u, LIST_MAX, |u| {
+        epoch += 1 + u64::from(u.arbitrary::<u16>()?);
+        let first = 1 + u64::from(u.arbitrary::<u16>()?);
+        Ok(SharedRun { epoch, first, last: first + u64::from(u.arbitrary::<u16>()?) })
+    })?;
+    let manifest = Manifest { nodes, segments, horizon, ends, drains, points, pins, ..Manifest::default() };
+    Ok(Manifest { point_maps, packs, holds, holds_read, shared, ..manifest })
 }
 
 fn held(u: Source) -> Result<Vec<(HoldId, Hold)>> {
@@ -350,7 +357,12 @@ pub(super) fn map_runs(u: Source) -> Result<Vec<MapRun>> {
         let source = match u.arbitrary()? {
             false => MapSource::Zero,
             true => {
-                let segment = SegmentName { epoch: u.arbitrary()?, slot: u.arbitrary()?, tag: u.arbitrary()? };
+                let segment = SegmentName {
+                    owner: Owner(u.arbitrary()?),
+                    epoch: u.arbitrary()?,
+                    slot: u.arbitrary()?,
+                    tag: u.arbitrary()?,
+                };
                 MapSource::Data { segment, frame: u.arbitrary()?, offset: u.arbitrary::<u16>()?.into() }
             }
         };
@@ -372,14 +384,14 @@ pub(super) fn segment_place(u: Source) -> Result<(Place, ObjectHash, LogHead, u6
 
 /// A small object: kind, place, hash before it, head, `gc_seen`, body.
 pub(super) fn small(u: Source) -> Result<(ObjectKind, Place, ObjectHash, LogHead, u64, Vec<u8>)> {
-    let kind = *u.choose(&[ObjectKind::Vault, ObjectKind::Epoch, ObjectKind::Opening, ObjectKind::Manifest])?;
+    use ObjectKind::*;
+    let kind = *u.choose(&[Vault, Epoch, Opening, Manifest, Condemn, Registry])?;
     let log = *u.choose(&[LogKind::Stream, LogKind::Manifest])?;
     let (machine, epoch) = (Some(name(u)?), u.arbitrary()?);
     let place = match kind {
-        ObjectKind::Vault => Place { machine: None, log: None, epoch: 0, slot: 0 },
-        ObjectKind::Manifest => {
-            Place { machine, log: Some(LogKind::Manifest), epoch, slot: u.int_in_range(1..=u64::MAX)? }
-        }
+        Vault => Place { machine: None, log: None, epoch: 0, slot: 0 },
+        Condemn | Registry => Place { machine: None, log: None, epoch: u.int_in_range(1..=u64::MAX)?, slot: 0 },
+        Manifest => Place { machine, log: Some(LogKind::Manifest), epoch, slot: u.int_in_range(1..=u64::MAX)? },
         _ => Place { machine, log: Some(log), epoch, slot: 0 },
     };
     Ok((kind, place, ObjectHash(u.arbitrary()?), head(u)?, u.arbitrary()?, u.arbitrary()?))

@@ -42,6 +42,8 @@ pub struct Promoted {
     pub head: LogHead,
     /// Size of the object in bytes.
     pub bytes: u64,
+    /// Whether its chunks were offered to other stream epochs: then the shared collection alone deletes it.
+    pub shared: bool,
 }
 
 /// How a recovery point came about.
@@ -145,6 +147,25 @@ pub struct EpochEnd {
     pub slot: u64,
 }
 
+/// Shared segments that follow one another in an epoch of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedRun {
+    /// Epoch.
+    pub epoch: u64,
+    /// First slot.
+    pub first: u64,
+    /// Last slot.
+    pub last: u64,
+}
+
+impl SharedRun {
+    /// Whether a slot lies in one of these runs, which ascend.
+    pub fn any_holds(runs: &[SharedRun], epoch: u64, slot: u64) -> bool {
+        let run = runs.get(runs.partition_point(|run| (run.epoch, run.last) < (epoch, slot)));
+        run.is_some_and(|run| run.epoch == epoch && run.first <= slot)
+    }
+}
+
 /// Everything known of a machine up to `folded`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -173,6 +194,8 @@ pub struct Manifest {
     pub holds: BTreeMap<HoldId, Hold>,
     /// Requests up to this number are answered: `holds` has what was granted.
     pub holds_read: u64,
+    /// Every promoted segment that is shared, in log order, before the horizon too.
+    pub shared: Vec<SharedRun>,
 }
 
 /// A position that is not let go while somebody reads it: a point is kept, and the horizon does not pass any other.
@@ -239,7 +262,9 @@ impl Manifest {
         let ends = read.ends.is_sorted_by(|a, b| a.epoch < b.epoch) && read.ends.iter().all(|end| end.epoch > passed);
         check_point_maps(read.point_maps.values())?;
         check_packs(&read.packs, read.horizon.as_ref())?;
-        match behind && ascend && ends {
+        let runs = read.shared.is_sorted_by(|a, b| (a.epoch, a.last) < (b.epoch, b.first));
+        let shared = runs && read.shared.iter().all(|run| (1..=run.last).contains(&run.first) && run.last < u64::MAX);
+        match behind && ascend && ends && shared {
             true => Ok(read),
             false => Err(FormatError::Invalid { what: "order within a manifest" }),
         }
@@ -248,6 +273,7 @@ impl Manifest {
     /// Applies the next commit. Errors: `Invalid` when a map takes in what is not there.
     pub fn apply(&mut self, commit: ManifestCommit) -> Result<(), FormatError> {
         for segment in commit.segments {
+            self.note_shared(&segment);
             match self.ends.last_mut() {
                 Some(end) if end.epoch == segment.epoch => end.slot = segment.slot,
                 _ => self.ends.push(EpochEnd { epoch: segment.epoch, slot: segment.slot }),
@@ -284,6 +310,17 @@ impl Manifest {
         Ok(())
     }
 
+    fn note_shared(&mut self, segment: &Promoted) {
+        if !segment.shared {
+            return;
+        }
+        let (epoch, slot) = place(segment);
+        match self.shared.last_mut() {
+            Some(run) if (run.epoch, run.last + 1) == (epoch, slot) => run.last = slot,
+            _ => self.shared.push(SharedRun { epoch, first: slot, last: slot }),
+        }
+    }
+
     /// The horizon moves up to the end of an epoch that maps hold to its end.
     fn pass(&mut self, horizon: Promoted) -> Result<(), FormatError> {
         const BAD: FormatError = FormatError::Invalid { what: "horizon in a manifest (it is not behind the last one)" };
@@ -316,6 +353,11 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Whether the segment in that place is promoted and shared.
+    pub fn shares(&self, epoch: u64, slot: u64) -> bool {
+        SharedRun::any_holds(&self.shared, epoch, slot)
     }
 
     /// The last segment promoted.

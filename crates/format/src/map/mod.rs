@@ -18,7 +18,7 @@ mod read;
 mod tests;
 mod write;
 
-use model::{DiskId, DiskName, Extent};
+use model::{DiskId, DiskName, Extent, MachineName};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Promoted;
@@ -56,9 +56,28 @@ pub fn tag(id: &ObjectId) -> Tag {
     id.0[..8].try_into().expect("an id is longer than its tag")
 }
 
-/// A segment of the machine's own stream, as maps name it.
+/// Whose segment it is, as maps name machines: 0 for the map's own, else eight bytes of BLAKE3 of the name, which the index
+/// of the map spells out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Owner(pub u64);
+
+impl Owner {
+    /// The machine of the map.
+    pub const SELF: Owner = Owner(0);
+
+    /// Another machine.
+    pub fn of(machine: &MachineName) -> Self {
+        let hash = *blake3::hash(machine.as_str().as_bytes()).as_bytes();
+        let first: [u8; 8] = hash[..8].try_into().expect("a hash is longer than eight bytes");
+        Owner(u64::from_le_bytes(first).max(1))
+    }
+}
+
+/// A segment, as maps name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SegmentName {
+    /// Whose.
+    pub owner: Owner,
     /// Where it lies.
     pub epoch: u64,
     /// Slot.
@@ -149,6 +168,8 @@ pub struct MapIndex {
     pub children: Vec<Node>,
     /// What a leaf is made of, in log order; empty for a merge.
     pub segments: Vec<Promoted>,
+    /// Other machines from whose segments runs read, in order of name.
+    pub machines: Vec<MachineName>,
     /// Pages by disk and offset, none overlapping.
     pub pages: Vec<PageInfo>,
 }

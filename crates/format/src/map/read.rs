@@ -92,7 +92,7 @@ fn check_pages(header: &ObjectHeader, pages: &[PageInfo]) -> Result<(), FormatEr
 /// A leaf has segments, a merge has nodes of one level, and both end where the header says.
 fn check_parts(header: &ObjectHeader, index: &MapIndex) -> Result<(), FormatError> {
     const BAD: FormatError = FormatError::Invalid { what: "parts of a map" };
-    if !index.disks.is_sorted_by(|a, b| a.id < b.id) {
+    if !index.disks.is_sorted_by(|a, b| a.id < b.id) || !index.machines.is_sorted_by(|a, b| a < b) {
         return Err(BAD);
     }
     let last = match (index.segments.last(), index.children.last()) {

@@ -28,7 +28,8 @@ fn runs_of(object: &[u8]) -> Vec<(DiskId, MapRun)> {
 fn what_is_written_is_read_page_by_page() {
     let keys = samples::keys();
     let mut writer = MapWriter::new(&keys);
-    let segment = |n: u64| SegmentName { epoch: 1 + n % 3, slot: n % 50 + 1, tag: [n as u8; 8] };
+    let segment =
+        |n: u64| SegmentName { owner: Owner(n % 2 * n), epoch: 1 + n % 3, slot: n % 50 + 1, tag: [n as u8; 8] };
     let runs: Vec<_> = (0..3 * PAGE_RUNS_MAX as u64)
         .map(|n| {
             let extent = Extent::new(n * 8192 + n % 7 * 512, 4096).expect("in range");
@@ -75,6 +76,7 @@ fn a_map_that_does_not_hold_together_is_refused() {
     refused(|facts| (facts.segments, facts.children) = (Vec::new(), vec![samples::node(0, 2)]));
     refused(|facts| facts.head.position.seq = Seq(47));
     refused(|facts| facts.disks.push(facts.disks[0].clone()));
+    refused(|facts| facts.machines.push(facts.machines[0].clone()));
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn a_page_out_of_range_is_refused() {
     assert_eq!(decode_page(&good), Ok(samples::map_runs()));
     let mut far = samples::map_runs();
     far[0].source = MapSource::Data {
-        segment: SegmentName { epoch: 1, slot: 1, tag: [0; 8] },
+        segment: SegmentName { owner: Owner::SELF, epoch: 1, slot: 1, tag: [0; 8] },
         frame: 0,
         offset: crate::object::FRAME_PLAIN_BYTES_MAX as u32,
     };

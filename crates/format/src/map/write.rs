@@ -1,7 +1,7 @@
 //! Writing a map: runs in order go in, pages are sealed as they fill, and index and header are put before them.
 
 use bytes::Bytes;
-use model::{DiskId, LogHead, Seq, Timestamp};
+use model::{DiskId, LogHead, MachineName, Seq, Timestamp};
 
 use super::{MapDisk, MapIndex, MapRun, Node, PAGE_RUNS_MAX, PageInfo, VERSIONS, page};
 use crate::codec::{Compressor, Level};
@@ -29,6 +29,8 @@ pub struct MapFacts {
     pub children: Vec<Node>,
     /// What a leaf is made of; empty for a merge.
     pub segments: Vec<Promoted>,
+    /// Other machines from whose segments runs read, in order of name.
+    pub machines: Vec<MachineName>,
 }
 
 /// A map ready for its single PUT.
@@ -116,8 +118,8 @@ impl MapWriter {
     /// Puts index and header before the pages. Errors: the map is too large.
     pub fn finish(mut self, keys: &Keys, facts: MapFacts) -> Result<SealedMap, MapTooLarge> {
         self.close_page();
-        let MapFacts { place, first_seq, first_time, head, disks, children, segments } = facts;
-        let index = MapIndex { disks, children, segments, pages: self.pages };
+        let MapFacts { place, first_seq, first_time, head, disks, children, segments, machines } = facts;
+        let index = MapIndex { disks, children, segments, machines, pages: self.pages };
         let plain = versioned::encode(VERSIONS[0].0, &index);
         let cipher = ObjectCipher::new(keys, self.sealer.id());
         let sealed = cipher.seal_envelope(Role::Table, &plain, self.packing);
@@ -140,6 +142,7 @@ impl MapWriter {
             first_time,
             head,
             gc_seen: 0,
+            shared: false,
             frame_count: u32::try_from(self.frames.len()).expect("a map holds few pages"),
             table_sealed_bytes: u32::try_from(sealed.len()).expect(small),
             table_plain_bytes: u32::try_from(plain.len()).expect(small),

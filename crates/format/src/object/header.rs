@@ -36,7 +36,8 @@ pub(crate) mod offset {
     pub const TABLE_PLAIN_BYTES: usize = 296;
     pub const ZERO: usize = 300;
     pub const BODY_DIGEST: usize = 304;
-    pub const RESERVED: usize = 336;
+    pub const FLAGS: usize = 336;
+    pub const RESERVED: usize = 337;
     pub const MAC: usize = 352;
 }
 
@@ -121,6 +122,7 @@ impl ObjectHeader {
         w.put_u32(offset::TABLE_SEALED_BYTES, self.table_sealed_bytes);
         w.put_u32(offset::TABLE_PLAIN_BYTES, self.table_plain_bytes);
         w.put(offset::BODY_DIGEST, &self.body_digest);
+        w.put(offset::FLAGS, &[u8::from(self.shared)]);
         let mac = keys.header_mac(&w.0[..offset::MAC]);
         w.put(offset::MAC, mac.as_bytes());
         w.0
@@ -188,6 +190,7 @@ impl ObjectHeader {
             table_sealed_bytes: r.u32(offset::TABLE_SEALED_BYTES),
             table_plain_bytes: r.u32(offset::TABLE_PLAIN_BYTES),
             body_digest: r.bytes(offset::BODY_DIGEST),
+            shared: read_flags(r.0[offset::FLAGS])?,
         };
         header.check_fields()?;
         Ok(header)
@@ -203,6 +206,9 @@ impl ObjectHeader {
         let fits = match self.kind {
             ObjectKind::Hold => place.machine.is_some() && place.log.is_none() && place.epoch == 0 && place.slot > 0,
             ObjectKind::Vault => place.machine.is_none() && place.log.is_none() && place.epoch == 0 && place.slot == 0,
+            ObjectKind::Condemn | ObjectKind::Registry => {
+                place.machine.is_none() && place.log.is_none() && place.epoch > 0 && place.slot == 0
+            }
             ObjectKind::Epoch | ObjectKind::Opening => {
                 place.machine.is_some() && place.log.is_some() && place.slot == 0
             }
@@ -213,6 +219,9 @@ impl ObjectHeader {
         };
         if !fits {
             return Err(FormatError::Invalid { what: "object place (not one of this kind)" });
+        }
+        if self.shared && self.kind != ObjectKind::Segment {
+            return Err(FormatError::Invalid { what: "flags in the header (only a segment is shared)" });
         }
         let last = self.head.position.seq;
         let holds_records = self.kind.has_records();
@@ -301,6 +310,14 @@ fn read_machine(r: &Reader<'_>) -> Result<Option<MachineName>, FormatError> {
     }
     let text = std::str::from_utf8(&r.0[start..start + len]).map_err(|_| BAD)?;
     text.parse().map(Some).map_err(|_| BAD)
+}
+
+fn read_flags(flags: u8) -> Result<bool, FormatError> {
+    match flags {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(FormatError::Invalid { what: "flags in the header" }),
+    }
 }
 
 fn read_log(number: u8) -> Result<Option<LogKind>, FormatError> {

@@ -9,6 +9,7 @@
 //! Frames are sealed under a key that depends on the object id only, so they may be copied verbatim into another slot.
 
 mod header;
+mod lists;
 mod small;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use crate::versioned;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use header::offset as header_offset;
+pub use lists::{CondemnList, LIST_VERSIONS, RegistryEntry, StreamEpoch};
 pub(crate) use small::open_body;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use small::seal_small_with;
@@ -39,6 +41,9 @@ pub const HEADER_BYTES: usize = 384;
 
 /// No object is larger: a reader may refuse more without reading it.
 pub const OBJECT_BYTES_MAX: u64 = 256 << 20;
+
+/// `gc_seen` of an epoch of a stream that refers to segments of no other epoch: it answers for every list.
+pub const SEES_ALL: u64 = u64::MAX;
 
 /// No frame holds more plain bytes.
 pub const FRAME_PLAIN_BYTES_MAX: usize = 64 << 20;
@@ -86,21 +91,27 @@ pub enum ObjectKind {
     Manifest = 5,
     /// A map of a machine's history, made by the owner of a manifest epoch and numbered by it.
     Map = 6,
+    /// `condemn/<n>`: stream epochs to which nothing new refers.
+    Condemn = 7,
+    /// `registry/<n>`: a machine that may refer to segments of others.
+    Registry = 8,
     /// Frames of segments before the horizon, put together by the owner of a manifest epoch and numbered by it.
-    Pack = 7,
+    Pack = 9,
     /// A request to hold a position: see [`crate::hold`].
     Hold = 10,
 }
 
 impl ObjectKind {
     /// Every kind, by number.
-    pub const ALL: [ObjectKind; 8] = [
+    pub const ALL: [ObjectKind; 10] = [
         ObjectKind::Vault,
         ObjectKind::Epoch,
         ObjectKind::Opening,
         ObjectKind::Segment,
         ObjectKind::Manifest,
         ObjectKind::Map,
+        ObjectKind::Condemn,
+        ObjectKind::Registry,
         ObjectKind::Pack,
         ObjectKind::Hold,
     ];
@@ -114,6 +125,8 @@ impl ObjectKind {
             ObjectKind::Segment => "segment",
             ObjectKind::Manifest => "manifest",
             ObjectKind::Map => "map",
+            ObjectKind::Condemn => "condemn",
+            ObjectKind::Registry => "registry",
             ObjectKind::Pack => "pack",
             ObjectKind::Hold => "hold",
         }
@@ -128,8 +141,10 @@ impl ObjectKind {
             ObjectKind::Segment => MAGICS[3],
             ObjectKind::Manifest => MAGICS[4],
             ObjectKind::Map => MAGICS[5],
-            ObjectKind::Pack => MAGICS[6],
-            ObjectKind::Hold => MAGICS[7],
+            ObjectKind::Condemn => MAGICS[6],
+            ObjectKind::Registry => MAGICS[7],
+            ObjectKind::Pack => MAGICS[8],
+            ObjectKind::Hold => MAGICS[9],
         }
     }
 
@@ -144,14 +159,16 @@ impl ObjectKind {
     }
 }
 
-/// Magics, in the order of [`ObjectKind::ALL`].
-const MAGICS: [[u8; 8]; 8] = [
+/// Magics by kind number, from 1.
+const MAGICS: [[u8; 8]; 10] = [
     [0xf1, 0x60, 0xb2, 0x7a, 0xf6, 0xfb, 0x21, 0x33],
     [0x7b, 0x5e, 0xe8, 0x9b, 0xfd, 0xb2, 0x98, 0x9f],
     [0x3b, 0xae, 0xc2, 0x76, 0xd4, 0x70, 0x85, 0x87],
     [0x5e, 0xf2, 0xd3, 0x86, 0x72, 0x39, 0xdf, 0x92],
     [0x64, 0x0d, 0xf5, 0xb6, 0x66, 0x16, 0x09, 0x1e],
     [0xa6, 0x07, 0xb1, 0x24, 0xb9, 0xf0, 0x13, 0x53],
+    [0x22, 0x31, 0xd6, 0xd1, 0x9c, 0x20, 0xa9, 0xd5],
+    [0x69, 0x51, 0x60, 0x97, 0x36, 0xad, 0xde, 0x79],
     [0x72, 0x73, 0x6b, 0x77, 0x6d, 0xca, 0xbf, 0xa6],
     [0xd8, 0x58, 0x32, 0x1c, 0x87, 0x6d, 0xb6, 0xb1],
 ];
@@ -169,13 +186,13 @@ pub enum LogKind {
 /// Where an object belongs: checked on reading against where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Whose object; none for the vault object.
+    /// Whose object; none for the vault object and those of its lists.
     pub machine: Option<MachineName>,
-    /// Which log; none for the vault object.
+    /// Which log; none likewise.
     pub log: Option<LogKind>,
-    /// Epoch; 0 for the vault object.
+    /// Epoch; 0 for the vault object, and the number of an object of a list.
     pub epoch: u64,
-    /// Slot; 0 for epoch and vault objects.
+    /// Slot; 0 for all that lie in no slot.
     pub slot: u64,
 }
 
@@ -216,8 +233,11 @@ pub struct ObjectHeader {
     pub first_time: Timestamp,
     /// Stream state after it.
     pub head: LogHead,
-    /// Condemn list in force when its oldest reference was chosen; 0 until GC is built.
+    /// Newest condemn list that its epoch answers for: the same in the opening and in all segments of an epoch of a stream.
+    /// [`SEES_ALL`] where the epoch refers to no other.
     pub gc_seen: u64,
+    /// Whether a segment's chunks were offered to other stream epochs.
+    pub shared: bool,
     /// Number of data frames behind the table.
     pub frame_count: u32,
     /// Sealed bytes of the table that follows the header; 0 when there is none.

@@ -1,4 +1,4 @@
-//! Small objects: vault, epoch, opening and manifest objects, each a header and one sealed body.
+//! Small objects: vault, epoch, opening and manifest objects and those of the vault's lists, each a header and one sealed body.
 
 use bytes::Bytes;
 use model::LogHead;
@@ -19,7 +19,7 @@ pub struct SmallObject<'a> {
     pub prev_hash: ObjectHash,
     /// Stream state it continues; default for kinds that have none.
     pub head: LogHead,
-    /// Condemn list in force.
+    /// For the opening of a stream: the newest condemn list that its epoch answers for. Else 0.
     pub gc_seen: u64,
     /// Plain body of at most [`FRAME_PLAIN_BYTES_MAX`], sealed as frame 0 (zstd when that pays).
     pub body: &'a [u8],
@@ -48,6 +48,7 @@ pub(crate) fn seal_small_with(keys: &Keys, id: ObjectId, packing: Packing, objec
         first_time: object.head.time,
         head: object.head,
         gc_seen: object.gc_seen,
+        shared: false,
         frame_count: 1,
         table_sealed_bytes: 0,
         table_plain_bytes: 0,

@@ -111,6 +111,7 @@ pub(crate) fn assemble_with(
         first_time: first.time,
         head: commit.head,
         gc_seen: commit.gc_seen,
+        shared: commit.shared,
         frame_count: u32::try_from(frames.len()).expect("frame numbers are u32 and differ"),
         table_sealed_bytes: u32::try_from(sealed_table.len()).expect(small),
         table_plain_bytes: u32::try_from(plain.len()).expect(small),

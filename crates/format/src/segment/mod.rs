@@ -130,8 +130,10 @@ pub struct Commit {
     pub prev_hash: ObjectHash,
     /// Stream state after its last record.
     pub head: LogHead,
-    /// Condemn list in force.
+    /// Newest condemn list that the epoch answers for, as its opening says.
     pub gc_seen: u64,
+    /// Whether its chunks are offered to other stream epochs.
+    pub shared: bool,
 }
 
 /// A segment ready for its single PUT.

@@ -20,6 +20,7 @@ use format::{Compressor, Level};
 use model::{Extent, MachineName, Record};
 
 use crate::dedup::{DedupEntry, DedupIndex};
+use crate::share::{EpochShare, Offer, SharedChunk};
 
 /// Plain bytes of a full frame: the size at which zstd level 1 has its best speed and most of its ratio.
 pub const FRAME_PLAIN_BYTES: usize = 64 << 10;
@@ -45,6 +46,8 @@ pub struct SegmentContext {
     pub slot: u64,
     /// The stream's chunks.
     pub dedup: Arc<DedupIndex>,
+    /// Chunks of other epochs.
+    pub share: Option<EpochShare>,
 }
 
 /// What a job did, in bytes and chunks.
@@ -54,7 +57,7 @@ pub struct JobStats {
     pub plain_bytes: u64,
     /// Of these, zeros.
     pub zero_bytes: u64,
-    /// Of these, chunks the stream already had.
+    /// Of these, chunks that were there already.
     pub dedup_bytes: u64,
     /// How many such chunks.
     pub dedup_hits: u64,
@@ -71,6 +74,8 @@ pub struct JobOutput {
     pub frames: Vec<SealedFrame>,
     /// Earlier segments named, each once.
     pub references: Vec<SegmentRef>,
+    /// Chunks of drains in these frames.
+    pub offers: Vec<Offer>,
     /// Counts.
     pub stats: JobStats,
 }
@@ -87,8 +92,16 @@ impl RecordWorker {
         RecordWorker { keys, compressor: Compressor::new() }
     }
 
-    /// Carries one job. `ordinal` is unique in the segment and below [`JOBS_PER_SEGMENT_MAX`].
-    pub fn process(&mut self, segment: &SegmentContext, ordinal: u32, records: Vec<Record>, level: Level) -> JobOutput {
+    /// Carries one job. `ordinal` is unique in the segment and below [`JOBS_PER_SEGMENT_MAX`]; `draining` says whether a
+    /// drain is open before the first record.
+    pub fn process(
+        &mut self,
+        segment: &SegmentContext,
+        ordinal: u32,
+        records: Vec<Record>,
+        draining: bool,
+        level: Level,
+    ) -> JobOutput {
         assert!(ordinal < JOBS_PER_SEGMENT_MAX, "a segment is closed before its ordinals are used up");
         let mut job = Job {
             keys: &self.keys,
@@ -100,11 +113,14 @@ impl RecordWorker {
             frames: Vec::new(),
             references: Vec::new(),
             reference_of: BTreeMap::new(),
+            draining,
+            offers: Vec::new(),
             stats: JobStats::default(),
         };
         let records = records.into_iter().map(|record| job.record(record)).collect();
         job.flush();
-        JobOutput { records, frames: job.frames, references: job.references, stats: job.stats }
+        let Job { frames, references, offers, stats, .. } = job;
+        JobOutput { records, frames, references, offers, stats }
     }
 }
 
@@ -120,12 +136,15 @@ struct Job<'a> {
     frames: Vec<SealedFrame>,
     references: Vec<SegmentRef>,
     reference_of: BTreeMap<ObjectId, u32>,
+    draining: bool,
+    offers: Vec<Offer>,
     stats: JobStats,
 }
 
 impl Job<'_> {
     fn record(&mut self, record: Record) -> Record<Vec<Piece>> {
         let Record { seq, time, map_version, body } = record;
+        self.draining = body.drains_after(self.draining);
         Record { seq, time, map_version, body: body.map_data(|extent, data| self.pieces(extent, &data)) }
     }
 
@@ -159,6 +178,12 @@ impl Job<'_> {
             self.stats.dedup_bytes += bytes.len() as u64;
             return self.refer(known);
         }
+        let share = self.segment.share.as_ref().filter(|_| self.draining);
+        if let Some(known) = share.and_then(|share| share.find(&id)) {
+            self.stats.dedup_hits += 1;
+            self.stats.dedup_bytes += bytes.len() as u64;
+            return self.refer_to_other(known);
+        }
         if self.plain.len() + bytes.len() > FRAME_PLAIN_BYTES {
             self.flush();
         }
@@ -170,6 +195,11 @@ impl Job<'_> {
         }
         let entry = DedupEntry { segment: self.segment.sealer.id(), slot: self.segment.slot, frame, offset };
         self.segment.dedup.learn(id, entry);
+        if let Some(share) = share {
+            let offer = Offer { chunk: id, frame, offset };
+            share.offered(entry.segment, entry.slot, &offer);
+            self.offers.push(offer);
+        }
         ChunkAt::Here { frame, offset }
     }
 
@@ -178,13 +208,29 @@ impl Job<'_> {
         if slot == self.segment.slot {
             return ChunkAt::Here { frame, offset };
         }
+        let reference = self.reference(id, |context| {
+            let (machine, epoch) = (context.machine.clone(), context.epoch);
+            SegmentRef { id, machine, epoch, slot }
+        });
+        ChunkAt::Other { reference, frame, offset }
+    }
+
+    /// A chunk of another epoch, or of ours where it was forgotten.
+    fn refer_to_other(&mut self, known: SharedChunk) -> ChunkAt {
+        let SharedChunk { epoch, segment: id, slot, frame, offset } = known;
+        let (machine, epoch) = (epoch.machine.clone(), epoch.epoch);
+        let reference = self.reference(id, |_| SegmentRef { id, machine, epoch, slot });
+        ChunkAt::Other { reference, frame, offset }
+    }
+
+    /// The number of a reference in this job, given once to each segment named.
+    fn reference(&mut self, id: ObjectId, named: impl FnOnce(&SegmentContext) -> SegmentRef) -> u32 {
         let next = u32::try_from(self.references.len()).expect("fewer references than chunks of one job");
         let reference = *self.reference_of.entry(id).or_insert(next);
         if reference == next {
-            let (machine, epoch) = (self.segment.machine.clone(), self.segment.epoch);
-            self.references.push(SegmentRef { id, machine, epoch, slot });
+            self.references.push(named(self.segment));
         }
-        ChunkAt::Other { reference, frame, offset }
+        reference
     }
 
     fn flush(&mut self) {

@@ -48,6 +48,8 @@ pub(crate) enum Work {
         ordinal: u32,
         /// The records.
         records: Vec<Record>,
+        /// Whether a drain is open before the first of them.
+        draining: bool,
     },
     /// Put a segment together.
     Assemble {
@@ -162,8 +164,8 @@ fn run(worker: &mut RecordWorker, keys: &Arc<Keys>, job: Job, level: Level) {
 
 fn carry(worker: &mut RecordWorker, keys: &Keys, work: Work, level: Level) -> Done {
     match work {
-        Work::Records { segment, ordinal, records } => {
-            let output = worker.process(&segment, ordinal, records, level);
+        Work::Records { segment, ordinal, records, draining } => {
+            let output = worker.process(&segment, ordinal, records, draining, level);
             Done::Records { ordinal, output }
         }
         Work::Assemble { sealer, commit, outputs } => {

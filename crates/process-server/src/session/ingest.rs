@@ -28,6 +28,8 @@ pub(crate) struct Batch {
     pub first_seq: Seq,
     /// After the last.
     pub head: LogHead,
+    /// Whether a drain is open before the first.
+    pub draining: bool,
     /// What they take of the credit window.
     pub cost: u64,
     /// When they arrived.
@@ -35,6 +37,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Whether a drain is open behind the last.
+    pub(crate) fn drains_after(&self) -> bool {
+        self.records.iter().fold(self.draining, |draining, record| record.body.drains_after(draining))
+    }
+
     /// Takes in the batch that follows, if both together still make one job; gives it back otherwise.
     pub(crate) fn absorb(&mut self, next: Batch) -> Option<Batch> {
         debug_assert_eq!(self.head.position.seq.next(), next.first_seq, "batches of one session are contiguous");
@@ -132,6 +139,8 @@ pub(crate) struct Ingest {
     map_version_min: u64,
     /// Whether this life's drain was begun, here or in the log.
     opened: bool,
+    /// Whether a drain is open, as far as this server has seen.
+    draining: bool,
 }
 
 impl Ingest {
@@ -143,6 +152,7 @@ impl Ingest {
             incarnation: admitted.incarnation,
             map_version_min: admitted.map_version_min,
             opened: admitted.head.position.incarnation == admitted.incarnation,
+            draining: admitted.draining,
         }
     }
 
@@ -156,10 +166,13 @@ impl Ingest {
         for record in records {
             self.check(&record)?;
             self.advance(&record);
+            let before = self.draining;
+            self.draining = record.body.drains_after(before);
             let cost = record_cost(&record);
             let (batch, bytes) = open.get_or_insert_with(|| {
                 let first_seq = record.seq;
-                (Batch { records: Vec::new(), first_seq, head: self.head, cost: 0, arrived: now }, 0)
+                let (records, head) = (Vec::new(), self.head);
+                (Batch { records, first_seq, head, draining: before, cost: 0, arrived: now }, 0)
             });
             *bytes += record.body.extent().map_or(0, |(_, extent)| extent.len());
             batch.records.push(record);
@@ -234,7 +247,7 @@ mod tests {
     fn ingest(incarnation: Incarnation, seq: u64) -> Ingest {
         let position = Position { incarnation, seq: Seq(seq) };
         let head = LogHead { position, map_version: 3, time: Timestamp(100), ..LogHead::default() };
-        Ingest::new(&Admitted { protocol: 1, head, incarnation: LIFE, map_version_min: 3 })
+        Ingest::new(&Admitted { protocol: 1, head, incarnation: LIFE, map_version_min: 3, draining: false })
     }
 
     fn record(seq: u64, body: RecordBody) -> Record {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use format::wire::{Hello, Refusal, Refused, Stored};
 use futures::future::BoxFuture;
-use store::{LogWriter, StoreError};
+use model::Seq;
+use store::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,6 +23,7 @@ use super::segments::Acknowledged;
 use super::{Admitted, Message, StreamContext};
 use crate::pipeline::JobResult;
 use crate::session::{Batch, SessionHandle};
+use crate::share::Opened;
 
 /// An agent heard within this time is alive: another one of its machine is refused.
 const ALIVE: Duration = Duration::from_secs(10);
@@ -47,7 +49,7 @@ enum Event {
     Abort,
     Result(JobResult),
     Epoch(EpochEvent),
-    Opened(Result<LogWriter, StoreError>),
+    Opened(Result<Opened, StoreError>),
     Verified(Result<(), StoreError>),
     Permit(OwnedSemaphorePermit),
     Message(Option<Message>),
@@ -65,8 +67,10 @@ pub(crate) struct Actor {
     session: Option<Arc<SessionHandle>>,
     /// Records that have no slot yet. Bounded by the credit window.
     pending: VecDeque<Batch>,
+    /// The last record that got a slot, and whether a drain is open behind it.
+    draining: (Seq, bool),
     attaching: Option<Attaching>,
-    opening: Option<BoxFuture<'static, Result<LogWriter, StoreError>>>,
+    opening: Option<BoxFuture<'static, Result<Opened, StoreError>>>,
     /// The look before a session is welcomed to an epoch that was open already.
     verifying: Option<BoxFuture<'static, Result<(), StoreError>>>,
     permit: Option<OwnedSemaphorePermit>,
@@ -88,6 +92,7 @@ impl Actor {
             epoch_since: Instant::now(),
             session: None,
             pending: VecDeque::new(),
+            draining: (Seq::ZERO, false),
             attaching: None,
             opening: None,
             verifying: None,
@@ -251,6 +256,7 @@ impl Actor {
             if epoch.segments().can_assemble() {
                 epoch.assemble(permit);
             } else if let Some(batch) = self.pending.pop_front() {
+                self.draining = (batch.head.position.seq, batch.drains_after());
                 epoch.dispatch(batch, permit);
             }
         }

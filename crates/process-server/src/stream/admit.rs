@@ -25,6 +25,8 @@ pub struct Admitted {
     pub incarnation: Incarnation,
     /// No record may carry a lower map version. Zero after a compare: a reverted map counts anew from where it was.
     pub map_version_min: u64,
+    /// Whether a drain is open at the head, as far as this server has seen: it decides what is shared, and nothing else.
+    pub draining: bool,
 }
 
 /// Decides on HELLO for a log whose accepted end is `log`.
@@ -57,6 +59,7 @@ pub fn admit_with(log: &LogHead, hello: &Hello, rules: Rules) -> Result<Admitted
         incarnation: hello.incarnation,
         // The agent's is not below the log's, or it was refused; so the lower of the two is the log's.
         map_version_min: if compared { 0 } else { log.map_version.min(hello.map_version) },
+        draining: false,
     })
 }
 

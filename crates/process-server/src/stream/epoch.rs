@@ -21,6 +21,7 @@ use super::upload::{self, StoreWatch};
 use crate::dedup::DedupIndex;
 use crate::pipeline::{Done, Job, JobResult, JobStats, SegmentContext, Work};
 use crate::session::Batch;
+use crate::share::{EpochShare, Opened};
 
 /// The share of the credit window one segment may hold, so that others fill while it is on its way.
 const SEGMENTS_PER_WINDOW: u64 = 4;
@@ -54,6 +55,7 @@ pub(crate) struct OpenEpoch {
     writer: Arc<LogWriter>,
     segments: Segments,
     dedup: Arc<DedupIndex>,
+    share: Option<EpochShare>,
     results: mpsc::Sender<JobResult>,
     uploads: JoinSet<Result<u64, StoreError>>,
     look: Option<BoxFuture<'static, (u64, Result<(), StoreError>)>>,
@@ -64,7 +66,8 @@ pub(crate) struct OpenEpoch {
 
 impl OpenEpoch {
     /// Behind its opening.
-    pub(crate) fn new(context: Arc<StreamContext>, writer: LogWriter, results: mpsc::Sender<JobResult>) -> Self {
+    pub(crate) fn new(context: Arc<StreamContext>, opened: Opened, results: mpsc::Sender<JobResult>) -> Self {
+        let Opened { writer, share } = opened;
         let end = writer.opening_end();
         let limits = SegmentLimits {
             sealed_bytes: context.config.segment_bytes,
@@ -74,8 +77,10 @@ impl OpenEpoch {
         let shared = context.shared.clone();
         OpenEpoch {
             segments: Segments::new(context.machine.clone(), writer.epoch(), end.hash, limits)
+                .seeing(writer.gc_seen())
                 .with_rules(context.rules.server),
             dedup: Arc::new(DedupIndex::new(context.config.dedup_entries_max)),
+            share,
             writer: Arc::new(writer),
             results,
             uploads: JoinSet::new(),
@@ -139,8 +144,10 @@ impl OpenEpoch {
             epoch: self.number(),
             slot: assigned.slot,
             dedup: self.dedup.clone(),
+            share: self.share.clone(),
         };
-        let work = Work::Records { segment, ordinal: assigned.ordinal, records: batch.records };
+        let Batch { records, draining, .. } = batch;
+        let work = Work::Records { segment, ordinal: assigned.ordinal, records, draining };
         self.submit(assigned.slot, work, permit);
     }
 
@@ -228,6 +235,9 @@ impl OpenEpoch {
             EpochEvent::Looked(slot, result) => {
                 result?;
                 let acknowledged = self.segments.acknowledge(slot);
+                if let Some(share) = &self.share {
+                    acknowledged.iter().for_each(|done| share.stored(done.id, done.slot, &done.offers));
+                }
                 if let Some(last) = acknowledged.last() {
                     (self.acked_slot, self.acked) = (last.slot, last.head);
                 }

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::Pipeline;
 use crate::session::{Batch, SessionHandle};
+use crate::share::Sharing;
 use crate::{ProcessServerConfig, ServerRules};
 
 pub use admit::{Admitted, admit, admit_with};
@@ -48,6 +49,8 @@ pub(crate) struct StreamContext {
     pub store: Store,
     /// How it is sealed.
     pub keys: Arc<Keys>,
+    /// What it shares with others.
+    pub sharing: Option<Arc<Sharing>>,
     /// Workers.
     pub pipeline: Arc<Pipeline>,
     /// What the outside may look at.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use format::object::{LogKind, ObjectHash, Place};
+use format::object::{LogKind, ObjectHash, ObjectId, Place, SEES_ALL};
 use format::segment::{Commit, FrameSealer, SealedSegment};
 use model::{LogHead, MachineName};
 use probe::{Rule, Rules};
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::pipeline::{JOBS_PER_SEGMENT_MAX, JobOutput};
 use crate::session::Batch;
+use crate::share::Offer;
 
 /// Records of one segment: keeps its table to a few MiB however small the records are.
 const RECORDS_PER_SEGMENT_MAX: usize = 1 << 16;
@@ -60,6 +61,8 @@ struct Segment {
     job_costs: Vec<u64>,
     sealed: u64,
     object_bytes: u64,
+    /// Chunks that are offered once it is acknowledged.
+    offers: Vec<Offer>,
     arrived: Instant,
     head: LogHead,
     /// Its slot stays empty. Only without the rule that a slot given is filled.
@@ -89,8 +92,12 @@ pub(crate) struct Complete {
 }
 
 /// A segment that is stored for good.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Acknowledged {
+    /// Its id.
+    pub id: ObjectId,
+    /// Chunks in it that others may refer to.
+    pub offers: Vec<Offer>,
     /// Its slot.
     pub slot: u64,
     /// The stream after it.
@@ -110,6 +117,8 @@ pub(crate) struct Segments {
     limits: SegmentLimits,
     queue: VecDeque<Segment>,
     next_slot: u64,
+    /// The condemn list that the opening says.
+    gc_seen: u64,
     prev_hash: ObjectHash,
     /// Sealed bytes for each byte of cost in the last segment that was closed: what jobs at work will add.
     ratio: f64,
@@ -121,7 +130,13 @@ impl Segments {
     /// Behind an opening whose hash is given.
     pub(crate) fn new(machine: MachineName, epoch: u64, opening: ObjectHash, limits: SegmentLimits) -> Self {
         let (queue, rules) = (VecDeque::new(), Rules::ALL);
-        Segments { machine, epoch, limits, queue, next_slot: 1, prev_hash: opening, ratio: 1.0, rules }
+        let gc_seen = SEES_ALL;
+        Segments { machine, epoch, limits, queue, next_slot: 1, gc_seen, prev_hash: opening, ratio: 1.0, rules }
+    }
+
+    /// The same where the opening says this condemn list.
+    pub(crate) fn seeing(self, gc_seen: u64) -> Self {
+        Segments { gc_seen, ..self }
     }
 
     /// The same under these safety rules.
@@ -184,6 +199,7 @@ impl Segments {
                 job_costs: Vec::new(),
                 sealed: 0,
                 object_bytes: 0,
+                offers: Vec::new(),
                 arrived: batch.arrived,
                 head: batch.head,
                 abandoned: false,
@@ -246,16 +262,19 @@ impl Segments {
         if !self.can_assemble() {
             return None;
         }
-        let (machine, epoch, prev_hash) = (self.machine.clone(), self.epoch, self.prev_hash);
+        let (machine, epoch, prev_hash, gc_seen) = (self.machine.clone(), self.epoch, self.prev_hash, self.gc_seen);
         let segment = self.queue.iter_mut().find(|segment| matches!(segment.stage, Stage::Filling))?;
         segment.stage = Stage::Assembling;
         let slot = segment.slot;
+        let mut outputs: Vec<_> = std::mem::take(&mut segment.outputs).into_iter().flatten().collect();
+        segment.offers = outputs.iter_mut().flat_map(|output| std::mem::take(&mut output.offers)).collect();
+        let shared = !segment.offers.is_empty();
         let place = Place { machine: Some(machine), log: Some(LogKind::Stream), epoch, slot };
         Some(Complete {
             slot,
             sealer: segment.sealer.clone(),
-            commit: Box::new(Commit { place, prev_hash, head: segment.head, gc_seen: 0 }),
-            outputs: std::mem::take(&mut segment.outputs).into_iter().flatten().collect(),
+            commit: Box::new(Commit { place, prev_hash, head: segment.head, gc_seen, shared }),
+            outputs,
         })
     }
 
@@ -306,9 +325,9 @@ impl Segments {
     pub(crate) fn acknowledge(&mut self, up_to: u64) -> Vec<Acknowledged> {
         let mut acknowledged = Vec::new();
         while let Some(segment) = self.queue.pop_front_if(|segment| segment.slot <= up_to) {
-            let Segment { slot, head, cost, object_bytes, arrived, abandoned, .. } = segment;
+            let Segment { slot, sealer, head, cost, object_bytes, offers, arrived, abandoned, .. } = segment;
             if !abandoned {
-                acknowledged.push(Acknowledged { slot, head, cost, object_bytes, arrived });
+                acknowledged.push(Acknowledged { id: sealer.id(), offers, slot, head, cost, object_bytes, arrived });
             }
         }
         acknowledged

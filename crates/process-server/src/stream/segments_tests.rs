@@ -19,7 +19,7 @@ fn batch(seq: u64, cost: u64, now: Instant) -> Batch {
     let record = Record { seq: Seq(seq), time: Timestamp(seq), map_version: 1, body: RecordBody::Mark(mark) };
     let position = Position { seq: Seq(seq), ..Position::default() };
     let head = LogHead { position, map_version: 1, time: Timestamp(seq), ..LogHead::default() };
-    Batch { records: vec![record], first_seq: Seq(seq), head, cost, arrived: now }
+    Batch { records: vec![record], first_seq: Seq(seq), head, draining: false, cost, arrived: now }
 }
 
 fn output(batch: Batch, sealed_bytes: u64) -> JobOutput {
@@ -30,7 +30,7 @@ fn output(batch: Batch, sealed_bytes: u64) -> JobOutput {
         body: r.body.map_data(|_, _| Vec::new()),
     });
     let stats = JobStats { sealed_bytes, ..JobStats::default() };
-    JobOutput { records: records.collect(), frames: Vec::new(), references: Vec::new(), stats }
+    JobOutput { records: records.collect(), frames: Vec::new(), references: Vec::new(), offers: Vec::new(), stats }
 }
 
 #[test]

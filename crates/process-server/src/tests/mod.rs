@@ -9,6 +9,7 @@ mod agent;
 mod faults;
 mod protocol;
 mod rules;
+mod sharing;
 mod site;
 mod streams;
 mod takeover;

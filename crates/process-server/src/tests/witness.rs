@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use format::keys::Keys;
-use format::object::{ObjectId, ObjectKind};
-use format::segment::{ChunkAt, Piece, SegmentReader, open_segment};
+use format::object::{LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
+use format::segment::{ChunkAt, Piece, SegmentReader, Table, open_segment};
 use model::{Record, RecordDigest, RecordDigester};
 use store::{EpochLog, LogEnd, LogPosition, LogReader, Next, ReadMode};
 
@@ -20,6 +20,7 @@ struct Read {
 /// Follows one machine's stream.
 pub struct Witness {
     keys: Arc<Keys>,
+    log: EpochLog,
     reader: LogReader,
     segments: BTreeMap<ObjectId, Read>,
     digester: RecordDigester,
@@ -35,6 +36,7 @@ impl Witness {
     pub fn new(log: EpochLog) -> Self {
         Witness {
             keys: log.keys.clone(),
+            log: log.clone(),
             reader: LogReader::new(log, LogEnd::default(), ReadMode::Whole),
             segments: BTreeMap::new(),
             digester: RecordDigester::default(),
@@ -53,6 +55,7 @@ impl Witness {
                         let segment =
                             open_segment(&self.keys, &entry.header.place, &entry.bytes).expect("an intact segment");
                         self.object_bytes += entry.header.total_bytes;
+                        self.fetch_others(segment.table()).await;
                         self.take(Read { position: entry.position, segment, object: entry.bytes });
                     }
                 }
@@ -63,6 +66,21 @@ impl Witness {
         }
     }
 
+    /// Segments of other epochs that were not met on the way.
+    async fn fetch_others(&mut self, table: &Table) {
+        for named in table.references.iter().filter(|named| named.machine != self.log.machine) {
+            let (machine, log) = (Some(named.machine.clone()), Some(LogKind::Stream));
+            let place = Place { machine, log, epoch: named.epoch, slot: named.slot };
+            let path = format!("machine/{}/stream/seg/{:016x}/{:016x}", named.machine, named.epoch, named.slot);
+            let object =
+                self.log.store.get(&path).await.expect("memory answers").expect("what is referred to is there");
+            let segment = open_segment(&self.keys, &place, &object).expect("an intact segment");
+            assert_eq!(segment.header().id, named.id, "it is the segment that is named");
+            let position = LogPosition { epoch: named.epoch, slot: named.slot };
+            self.segments.insert(named.id, Read { position, segment, object });
+        }
+    }
+
     fn take(&mut self, read: Read) {
         let id = read.segment.header().id;
         self.segments.insert(id, read);
@@ -70,7 +88,8 @@ impl Witness {
         for reference in &read.segment.table().references {
             let named = &self.segments.get(&reference.id).expect("a reference names what was accepted before");
             assert_eq!((named.position.epoch, named.position.slot), (reference.epoch, reference.slot));
-            assert!(named.position < read.position, "a reference names an earlier segment");
+            let own = reference.machine == self.log.machine;
+            assert!(!own || named.position < read.position, "a reference names an earlier segment");
         }
         let mut frames = BTreeMap::new();
         let records: Vec<Record> = read
@@ -115,6 +134,18 @@ impl Witness {
             data.extend_from_slice(&plain[offset..offset + len]);
         }
         data.into()
+    }
+
+    /// Segments in order: header, and the machines and epochs to which they refer.
+    pub fn all(&self) -> Vec<(ObjectHeader, Vec<(String, u64)>)> {
+        let own = |read: &&Read| read.segment.header().place.machine.as_ref() == Some(&self.log.machine);
+        let mut all: Vec<_> = self.segments.values().filter(own).collect();
+        all.sort_by_key(|read| read.position);
+        let named = |read: &Read| {
+            let references = &read.segment.table().references;
+            references.iter().map(|named| (named.machine.to_string(), named.epoch)).collect()
+        };
+        all.into_iter().map(|read| (read.segment.header().clone(), named(read))).collect()
     }
 
     /// Whether the log holds at least everything up to `stored`, and nothing but what the agent numbered.

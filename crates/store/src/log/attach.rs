@@ -4,7 +4,7 @@
 //! writer goes past it. If it dies while the opening travels, the opening may land later and count: it holds nothing but
 //! the end of what came before.
 
-use format::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, SmallObject, seal_small};
+use format::object::{LogKind, ObjectHash, ObjectId, ObjectKind, Opening, SEES_ALL, SmallObject, seal_small};
 use model::LogHead;
 
 use super::entry::Extent;
@@ -144,9 +144,19 @@ impl Attached {
         &self.entries
     }
 
-    /// Writes slot 0 and looks (rules 2 and 3). `state` is the self-contained state of a manifest log, else empty.
-    /// Errors: `Fenced`; `Unavailable` or `Unclear`, after which the epoch is abandoned: attach anew.
+    /// As [`Attached::open_seeing`] where the epoch refers to no other epoch of a stream.
     pub async fn open(self, state: Vec<u8>) -> Result<LogWriter, StoreError> {
+        let seen = match self.log.kind {
+            LogKind::Stream => SEES_ALL,
+            LogKind::Manifest => 0,
+        };
+        self.open_seeing(state, seen).await
+    }
+
+    /// Writes slot 0 and looks (rules 2 and 3). `state` is the self-contained state of a manifest log, else empty; `gc_seen`
+    /// the newest condemn list that was read since the epoch was attached.
+    /// Errors: `Fenced`; `Unavailable` or `Unclear`, after which the epoch is abandoned: attach anew.
+    pub async fn open_seeing(self, state: Vec<u8>, gc_seen: u64) -> Result<LogWriter, StoreError> {
         let Attached { log, epoch, end, entries: _, rules } = self;
         match log.kind {
             LogKind::Stream => {
@@ -165,7 +175,7 @@ impl Attached {
                 place: log.place(position),
                 prev_hash: end.hash,
                 head: end.head,
-                gc_seen: 0,
+                gc_seen,
                 body: &Opening { prev_epoch, prev_end, state }.encode(),
             },
         );
@@ -183,7 +193,7 @@ impl Attached {
                 probe::failpoint!("applier-opening-written");
             }
         }
-        let writer = LogWriter::new(log, epoch, LogEnd { position, hash, head: end.head }, rules);
+        let writer = LogWriter::new(log, epoch, LogEnd { position, hash, head: end.head }, gc_seen, rules);
         writer.look().await?;
         Ok(writer)
     }

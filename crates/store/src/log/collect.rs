@@ -25,10 +25,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use format::manifest::Manifest;
+use format::manifest::{Manifest, SharedRun};
 use format::object::LogKind;
 use format::pack::{PackRef, covering};
 use futures::stream::{self, TryStreamExt};
+use model::MachineName;
 
 use super::entry::Extent;
 use super::{EpochLog, LogPosition, LogWriter};
@@ -72,6 +73,17 @@ pub struct Needed {
     pub maps: BTreeSet<(u64, u64)>,
     /// Manifest epoch of the manifest that was marked: maps of it, and of later ones, are not judged.
     pub manifest_epoch: u64,
+    /// Segments of other machines from which something up to the horizon, or at it, reads.
+    pub foreign: BTreeSet<(MachineName, LogPosition)>,
+    /// Segments that other stream epochs may refer to: they are not deleted here (docs/rfcs/0010-sharing.md).
+    pub shared: Vec<SharedRun>,
+}
+
+impl Needed {
+    /// Whether other stream epochs may refer to the segment.
+    pub fn is_shared(&self, at: &LogPosition) -> bool {
+        SharedRun::any_holds(&self.shared, at.epoch, at.slot)
+    }
 }
 
 /// An object that may be deleted.
@@ -186,6 +198,7 @@ impl Proof {
                 let needed = self.needed.as_ref()?;
                 match position.slot {
                     0 => Some(Why::FoldedOpening),
+                    _ if needed.is_shared(&position) => None,
                     _ if !needed.segments.contains(&position) => Some(Why::Unneeded),
                     _ => self.is_packed(&position).then_some(Why::Packed),
                 }
@@ -503,7 +516,9 @@ mod tests {
     #[test]
     fn up_to_the_horizon_only_what_is_needed_stays() {
         let (horizon, ends) = (at(2, 5), BTreeMap::from([(3, 4), (5, 1)]));
-        let needed = Needed { horizon, segments: [at(1, 2)].into(), maps: [(1, 7)].into(), manifest_epoch: 4 };
+        let shared = vec![SharedRun { epoch: 1, first: 4, last: 6 }, SharedRun { epoch: 2, first: 1, last: 1 }];
+        let (segments, maps) = ([at(1, 2)].into(), [(1, 7)].into());
+        let needed = Needed { horizon, segments, maps, manifest_epoch: 4, shared, ..Needed::default() };
         let known =
             Proof { manifest: at(4, 1), folded: at(5, 1), horizon, packs: Vec::new(), ends, needed: Some(needed) };
         let unknown = Proof { needed: None, ..known.clone() };
@@ -511,6 +526,11 @@ mod tests {
             (at(1, 2), None),
             (at(1, 1), Some(Why::Unneeded)),
             (at(2, 5), Some(Why::Unneeded)),
+            (at(1, 3), Some(Why::Unneeded)),
+            (at(1, 4), None),
+            (at(1, 6), None),
+            (at(1, 7), Some(Why::Unneeded)),
+            (at(2, 1), None),
             (at(2, 0), Some(Why::FoldedOpening)),
         ] {
             assert_eq!(known.judge(LogKind::Stream, position), why, "{position:?}");

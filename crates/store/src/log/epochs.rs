@@ -4,9 +4,9 @@
 //! highest. Whatever is read, the answer rests on one last probe: of the number right above an epoch object that was
 //! itself read, made after the call began, and absent. LIST is never asked.
 
-use format::object::{ObjectKind, open_small};
+use format::object::{ObjectKind, SEES_ALL, open_small};
 
-use super::{EpochLog, LogPosition};
+use super::{EpochLog, LogPosition, RESTARTS_MAX};
 use crate::StoreError;
 
 /// A probe costs a few hundred bytes; this many in one look means a store that invents epochs.
@@ -22,6 +22,30 @@ impl EpochLog {
             Ok(_) => Ok(true),
             Err(source) => Err(StoreError::Damaged { path, source }),
         }
+    }
+
+    /// The highest epoch that exists; 0 for a log that nobody owned yet.
+    pub async fn highest(&self) -> Result<u64, StoreError> {
+        self.highest_epoch(0).await
+    }
+
+    /// The condemn list for which the accepted head answers: what the opening of the highest epoch says, if a look after reading
+    /// it finds no higher one. Whatever this log accepts behind that head answers for it too, or for a newer one. None while
+    /// the newest epoch is not opened; [`SEES_ALL`] for a log that nobody owned yet.
+    pub async fn head_seen(&self) -> Result<Option<u64>, StoreError> {
+        let mut top = self.highest_epoch(0).await?;
+        for _ in 0..RESTARTS_MAX {
+            if top == 0 {
+                return Ok(Some(SEES_ALL));
+            }
+            let opening = self.read_opening(top).await?;
+            let now = self.highest_epoch(top).await?;
+            if now == top {
+                return Ok(opening.map(|(entry, _)| entry.header.gc_seen));
+            }
+            top = now;
+        }
+        Err(self.restless())
     }
 
     /// A look: the highest epoch at some moment after this call began. `hint` is 0 or an epoch whose object was read.

@@ -17,6 +17,7 @@ pub struct LogWriter {
     log: EpochLog,
     epoch: u64,
     opening: LogEnd,
+    gc_seen: u64,
     rules: LogRules,
     put: Mutex<PutSlots>,
     /// What showed that there is a newer writer.
@@ -47,8 +48,8 @@ impl PutSlots {
 }
 
 impl LogWriter {
-    pub(super) fn new(log: EpochLog, epoch: u64, opening: LogEnd, rules: LogRules) -> Self {
-        Self { log, epoch, opening, rules, put: Mutex::default(), fenced: OnceLock::new() }
+    pub(super) fn new(log: EpochLog, epoch: u64, opening: LogEnd, gc_seen: u64, rules: LogRules) -> Self {
+        Self { log, epoch, opening, gc_seen, rules, put: Mutex::default(), fenced: OnceLock::new() }
     }
 
     pub(super) fn log(&self) -> &EpochLog {
@@ -63,6 +64,11 @@ impl LogWriter {
     /// The opening: what slot 1 continues (its hash is the opening's own).
     pub fn opening_end(&self) -> LogEnd {
         self.opening
+    }
+
+    /// The condemn list that the opening says, and every segment of the epoch says after it.
+    pub fn gc_seen(&self) -> u64 {
+        self.gc_seen
     }
 
     /// Every slot from 1 up to this one is put.

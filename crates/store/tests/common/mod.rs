@@ -42,7 +42,7 @@ pub fn segment(keys: &Keys, end: &LogEnd, position: LogPosition, records: u64, l
     let LogPosition { epoch, slot } = position;
     let place = Place { machine: Some(machine()), log: Some(LogKind::Stream), epoch, slot };
     let sealer = FrameSealer::new(keys, ObjectId::random());
-    let commit = Commit { place, prev_hash: end.hash, head, gc_seen: 0 };
+    let commit = Commit { place, prev_hash: end.hash, head, gc_seen: 0, shared: false };
     assemble(keys, &sealer, commit, Vec::new(), Vec::new(), records)
 }
 

@@ -79,7 +79,7 @@ fn segment(world: &World, end: &LogEnd, position: LogPosition) -> SealedSegment 
     let LogPosition { epoch, slot } = position;
     let place = Place { machine: Some(machine()), log: Some(LogKind::Stream), epoch, slot };
     let sealer = FrameSealer::new(&world.keys, ObjectId::random());
-    let commit = Commit { place, prev_hash: end.hash, head, gc_seen: 0 };
+    let commit = Commit { place, prev_hash: end.hash, head, gc_seen: 0, shared: false };
     assemble(&world.keys, &sealer, commit, Vec::new(), Vec::new(), records)
 }
 
@@ -176,7 +176,7 @@ pub async fn applier(world: World) {
 fn promoted(entry: &LogEntry) -> Promoted {
     let LogPosition { epoch, slot } = entry.position;
     let (id, head, bytes) = (entry.header.id, entry.header.head, entry.header.total_bytes);
-    Promoted { id, epoch, slot, hash: entry.hash, head, bytes }
+    Promoted { id, epoch, slot, hash: entry.hash, head, bytes, shared: false }
 }
 
 /// The last segment the newest manifest names: all that folding needs to know.

@@ -38,7 +38,8 @@ const STEPS: usize = 500;
 /// States of the largest cast that every run visits in full.
 const STATES_MAX: u64 = 300_000;
 
-const LARGE: Bounds = Bounds { slots: 8, assembles: 2, commits: 12, compactions: 3, damages: 2, duplicates: 2 };
+const LARGE: Bounds =
+    Bounds { slots: 8, assembles: 2, commits: 12, compactions: 3, damages: 2, duplicates: 2, one_list: false };
 const CROWD: Cast = Cast { machines: 2, writers: [3, 3], appliers: [3, 3], exports: 2, collectors: 3 };
 
 /// Where a second machine would only be waited for.
@@ -66,7 +67,8 @@ const RULES: [Rule; 17] = [
 
 /// A process server, an applier and a collection.
 const NOBODY: Cast = Cast { machines: 1, writers: [0, 0], appliers: [0, 0], exports: 0, collectors: 1 };
-const SMALL: Bounds = Bounds { slots: 1, assembles: 1, commits: 1, compactions: 0, damages: 0, duplicates: 0 };
+const SMALL: Bounds =
+    Bounds { slots: 1, assembles: 1, commits: 1, compactions: 0, damages: 0, duplicates: 0, one_list: false };
 
 /// A small world, and about how many thousands of states it has.
 struct Small {
@@ -153,6 +155,24 @@ fn every_state_of_consumers_exports_and_collections_is_sound() {
             thousands: 902,
         },
     ]);
+}
+
+/// What is built (docs/rfcs/0010-sharing.md): one list for an epoch. Three rules cannot be broken then.
+#[test]
+fn every_state_with_one_list_for_an_epoch_is_sound_and_needs_three_rules_less() {
+    let two = Bounds { slots: 2, assembles: 2, one_list: true, ..SMALL };
+    let another = Cast { writers: [1, 0], ..NOBODY };
+    for removed in [None, Some(Rule::SeenIsOldest), Some(Rule::SeenNeverFalls), Some(Rule::CheckOldAgain)] {
+        assert_sound("one list; two segments", State::new(NOBODY, two, removed), STATES_MAX);
+        let one = Bounds { one_list: true, ..SMALL };
+        assert_sound("one list; two process servers", State::new(another, one, removed), STATES_MAX);
+    }
+    for rule in [Rule::MarkAgain, Rule::WaitForStreams, Rule::MarkPending] {
+        // The second process server is the one that has seen the list.
+        let broken = Bounds { one_list: true, ..SMALL };
+        let broken = exhaustive(State::new(another, broken, Some(rule)), STATES_MAX);
+        println!("one list, without {rule:?}: {}", broken.expect_err("the others are needed").verdict);
+    }
 }
 
 /// Who can best run into a rule's race.

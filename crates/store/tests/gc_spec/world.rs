@@ -181,6 +181,8 @@ pub struct Bounds {
     pub damages: u8,
     /// PUTs that arrive a second time.
     pub duplicates: u8,
+    /// A process server takes no new list in while it serves: its whole epoch says what its opening says (RFC 0010).
+    pub one_list: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -130,7 +130,7 @@ impl Writer {
 impl Service {
     fn moves(&self, world: &World) -> Vec<Move> {
         let mut moves = Vec::new();
-        if world.newest_list() > self.list {
+        if world.newest_list() > self.list && !world.bounds.one_list {
             moves.push(Move::Refresh);
         }
         for (place, assembly) in self.assemblies.iter().enumerate().take(world.bounds.assembles) {

@@ -65,6 +65,10 @@ pub(super) async fn check(
         damaged.extend(packs::check(store, keys, machine, pack, &marks, findings).await?);
         findings.state.save_if_due().await?;
     }
+    for (owner, position) in &marks.needed.foreign {
+        damaged.extend(stream::check_kept(store, keys, owner, *position, findings).await?);
+        findings.state.save_if_due().await?;
+    }
     let maps_needed = marks.needed.maps.iter().map(|(epoch, number)| MapName { epoch: *epoch, number: *number });
     let mut kept = Kept { maps: maps_needed.collect(), lost: Vec::new() };
     if !damaged.is_empty() {
@@ -106,7 +110,9 @@ impl Readers<'_> {
                 for run in chain.runs_in(disk.id, window).await? {
                     let MapSource::Data { segment, frame, .. } = run.source else { continue };
                     let at = LogPosition { epoch: segment.epoch, slot: segment.slot };
-                    let hit = self.damaged.iter().filter(|lost| lost.position == at && !lost.whole.contains(&frame));
+                    let owner = self.maps.owner_of(&segment)?;
+                    let is_it = |lost: &&stream::Lost| lost.position == at && lost.machine == owner;
+                    let hit = self.damaged.iter().filter(is_it).filter(|lost| !lost.whole.contains(&frame));
                     ranges.extend(hit.map(|lost| (lost.damage, disk.id, run.extent)));
                 }
             }

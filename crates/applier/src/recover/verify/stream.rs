@@ -72,6 +72,8 @@ struct Walk<'a> {
     walked: Walked,
     held: BTreeMap<(MachineName, LogPosition), Option<Held>>,
     link: Option<Link>,
+    /// Epoch of the object before, and the condemn list that it says.
+    seen: Option<(u64, u64)>,
     witness: Option<Seq>,
     /// Points of the manifest.
     asked: BTreeSet<Seq>,
@@ -178,6 +180,7 @@ impl<'a> Walk<'a> {
             walked,
             held,
             link,
+            seen: None,
             witness,
             asked,
             hitting,
@@ -225,6 +228,7 @@ impl<'a> Walk<'a> {
                 Err(error) => self.unreadable(position, &path, error),
                 Ok((header, hash)) => {
                     self.check_link(&path, &header);
+                    self.check_seen(&path, &header);
                     match position.slot {
                         0 => self.opening(position, &path, &object.bytes),
                         _ => self.segment(position, &path, &header, hash, &object).await?,
@@ -274,6 +278,15 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// An epoch answers for one condemn list from its opening to its end.
+    fn check_seen(&mut self, path: &str, header: &ObjectHeader) {
+        let now = (header.place.epoch, header.gc_seen);
+        if self.seen.is_some_and(|before| before.0 == now.0 && before.1 != now.1) {
+            self.findings.damage(path, "it answers for another condemn list than its epoch");
+        }
+        self.seen = Some(now);
+    }
+
     fn opening(&mut self, position: LogPosition, path: &str, object: &[u8]) {
         let place = place(self.machine, LogKind::Stream, position);
         let opened = open_small(self.keys, ObjectKind::Opening, &place, object);
@@ -311,9 +324,10 @@ impl<'a> Walk<'a> {
             hash,
             head: header.head,
             bytes: header.total_bytes,
+            shared: header.shared,
         };
         self.walked.segments.insert(position, promoted);
-        self.hold_references(&table).await?;
+        self.hold_references(position, &table).await?;
         self.records(position, path, header, &table);
         Ok(())
     }
@@ -346,12 +360,13 @@ impl<'a> Walk<'a> {
         (Held { id: header.id, frames, damage }, table)
     }
 
-    /// Segments of other machines that records refer to are opened too, once.
-    async fn hold_references(&mut self, table: &Table) -> Result<(), RecoverError> {
+    /// Segments of other epochs that are not walked and that records refer to are opened too, once.
+    async fn hold_references(&mut self, from: LogPosition, table: &Table) -> Result<(), RecoverError> {
         for reference in &table.references {
             let position = LogPosition { epoch: reference.epoch, slot: reference.slot };
             let key = (reference.machine.clone(), position);
-            if reference.machine == *self.machine || self.held.contains_key(&key) {
+            let own = reference.machine == *self.machine && reference.epoch >= from.epoch;
+            if own || self.held.contains_key(&key) {
                 continue;
             }
             let path = segments::path(&reference.machine, LogKind::Stream, position);
@@ -406,11 +421,13 @@ pub(super) async fn check_kept(
             }
         }
     };
-    Ok(damage.map(|damage| Lost { position, damage, whole }))
+    Ok(damage.map(|damage| Lost { machine: machine.clone(), position, damage, whole }))
 }
 
 /// A damaged segment.
 pub(super) struct Lost {
+    /// Whose stream.
+    pub machine: MachineName,
     pub position: LogPosition,
     /// Its damage.
     pub damage: usize,

@@ -7,12 +7,13 @@ use format::object::LogKind;
 use format::wire::{Hello, Refusal, Refused};
 use model::LogHead;
 use probe::Rule;
-use store::{EpochLog, Genesis, LogWriter, StoreError};
+use store::{EpochLog, Genesis, StoreError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{ALIVE, ATTACH_MAX, Actor, Attaching};
 use crate::session::SessionHandle;
+use crate::share::{Opened, open_stream};
 use crate::stream::epoch::{EpochOver, OpenEpoch};
 use crate::stream::upload::with_causes;
 use crate::stream::{Admitted, admit_with};
@@ -95,15 +96,15 @@ impl Actor {
                 kind: LogKind::Stream,
                 base: Arc::new(Genesis),
             };
-            let rules = self.context.rules.log;
-            self.opening = Some(Box::pin(async move { log.attach_with(rules).await?.open(Vec::new()).await }));
+            let (rules, sharing) = (self.context.rules.log, self.context.sharing.clone());
+            self.opening = Some(Box::pin(async move { open_stream(&log, rules, sharing.as_ref()).await }));
         }
     }
 
-    pub(super) fn on_opened(&mut self, result: Result<LogWriter, StoreError>) {
+    pub(super) fn on_opened(&mut self, result: Result<Opened, StoreError>) {
         match result {
-            Ok(writer) => {
-                let epoch = OpenEpoch::new(self.context.clone(), writer, self.results.0.clone());
+            Ok(opened) => {
+                let epoch = OpenEpoch::new(self.context.clone(), opened, self.results.0.clone());
                 let (_, head) = epoch.acked();
                 tracing::info!(machine = %self.context.machine, epoch = epoch.number(), head = %head.position, "stream opened");
                 self.epoch = Some(epoch);
@@ -143,7 +144,10 @@ impl Actor {
 
     fn welcome(&mut self, head: LogHead) {
         let Some(Attaching { hello, session, reply, .. }) = self.attaching.take() else { return };
+        let (seen, draining) = self.draining;
+        let draining = draining && seen == head.position.seq;
         let decision = admit_with(&head, &hello, self.context.rules.server);
+        let decision = decision.map(|admitted| Admitted { draining, ..admitted });
         match &decision {
             Ok(_) => {
                 tracing::info!(machine = %self.context.machine, address = session.address, head = %head.position, "agent welcome");
