@@ -142,7 +142,8 @@ impl Copier<'_> {
             None => Ok(()),
             Some(to) => {
                 let to = segments::path(&to.machine, LogKind::Stream, LogPosition { epoch: to.epoch, slot: to.slot });
-                let what = format!("it refers to {to}, which is no earlier segment of its epoch: it is not promoted");
+                let why = "is no earlier segment of its epoch: it is not promoted (share_entries needs one store)";
+                let what = format!("it refers to {to}, which {why}");
                 Err(RecoverError::Damage { path: path.to_owned(), what }.into())
             }
         }

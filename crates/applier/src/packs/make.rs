@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use format::keys::Keys;
-use format::map::{SegmentName, tag};
+use format::map::{Owner, SegmentName, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::pack::{PackName, PackRef, PackWriter, covering};
 use format::segment::{FrameInfo, FrameOpener, open_table};
@@ -248,7 +248,7 @@ struct SegmentFrames {
 impl Sources<'_> {
     /// What is needed of the segments for which an object stands.
     fn frames_of(&self, unit: &Unit) -> impl Iterator<Item = (&SegmentName, &FrameSet)> {
-        let name = |at: LogPosition, tag| SegmentName { epoch: at.epoch, slot: at.slot, tag };
+        let name = |at: LogPosition, tag| SegmentName { owner: Owner::SELF, epoch: at.epoch, slot: at.slot, tag };
         self.marks.frames.range(name(unit.first, [0; 8])..=name(unit.last, [u8::MAX; 8]))
     }
 

@@ -95,6 +95,11 @@ impl Origin {
         HoldRequests::new(store.clone(), keys.clone(), machine.clone())
     }
 
+    /// Whose history.
+    pub fn machine(&self) -> &MachineName {
+        &self.log.machine
+    }
+
     /// Up to it only points opened when the history was loaded.
     pub fn horizon_seq(&self) -> Seq {
         self.horizon.position.seq

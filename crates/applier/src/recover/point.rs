@@ -242,7 +242,7 @@ impl PointDisk {
 
     /// Whose disk.
     pub(super) fn machine(&self) -> MachineName {
-        self.view().base.machine.clone()
+        self.view().base.origin.machine().clone()
     }
 
     /// The cache on disk that it is read through.

@@ -46,7 +46,8 @@ pub(super) async fn mark(
         let read = manifests.manifest_of(&newest.entries)?;
         let maps = Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone()));
         let marked = async {
-            let needed = needed(&maps, newest.end.position.epoch, &read, Rules::ALL).await?;
+            let marks = needed(&maps, newest.end.position.epoch, &read, Rules::ALL).await?;
+            let needed = marks.map(|marks| marks.needed);
             let mut refers = walk(&log, &read).await?;
             let foreign = needed.iter().flat_map(|needed| &needed.foreign);
             refers.extend(foreign.map(|(machine, at)| StreamEpoch { machine: machine.clone(), epoch: at.epoch }));

@@ -16,7 +16,7 @@ use super::{
     Applier, ApplierTable, CACHE_BYTES, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE,
     JOURNAL_WINDOW, MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy,
     PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES, Recover, RecoverTable, SEGMENT_AGE, SEGMENT_BYTES,
-    SHARE_ENTRIES_MAX,     SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
+    SHARE_ENTRIES_MAX, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
 };
 
 /// "line N: message", on one line.
@@ -65,6 +65,10 @@ impl Checker<'_> {
             machines.push(machine);
         }
         self.sources_and_listeners_are_distinct(&machines)?;
+        if store.vault.is_some() && (process_server.share_entries > 0 || applier.gc_shared) {
+            let why = "streams that share segments are not promoted into a store of their own: leave store.vault out";
+            return Err(self.refuse("process_server.share_entries", why));
+        }
         Ok(Config { file: self.path.to_owned(), site, store, process_server, applier, recover, policy, machines })
     }
 

@@ -265,6 +265,14 @@ fn values_out_of_range_are_refused_with_the_range() {
 }
 
 #[test]
+fn streams_that_share_segments_need_one_store() {
+    let both = of_two_stores("vault").replace("[process_server]\n", "[process_server]\nshare_entries = 1000\n");
+    assert!(both.contains("share_entries = 1000"), "{both}");
+    assert!(refusal(&both).contains("leave store.vault out"));
+    assert!(parse(&both.replace("vault = \"vault\"\n", "")).is_ok());
+}
+
+#[test]
 fn a_vault_store_is_another_store_or_none() {
     let vault = |text: &str| parse(&of_two_stores(text)).expect(text).store.vault;
     assert_eq!(vault("file:vault").as_deref(), Some("file:///etc/farshore/vault"));

@@ -111,6 +111,7 @@ impl PackWriter {
             first_time: Timestamp::default(),
             head: LogHead::default(),
             gc_seen: 0,
+            shared: false,
             frame_count: u32::try_from(self.frames.len()).expect(small),
             table_sealed_bytes: u32::try_from(sealed.len()).expect(small),
             table_plain_bytes: u32::try_from(plain.len()).expect(small),

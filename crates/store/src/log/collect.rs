@@ -552,7 +552,7 @@ mod tests {
     fn a_segment_goes_when_a_named_pack_stands_for_it_and_a_pack_that_is_not_named_goes_later() {
         let (horizon, ends) = (at(2, 5), BTreeMap::from([(3, 4), (5, 1)]));
         let segments = [at(1, 2), at(1, 4), at(2, 5)].into();
-        let needed = Needed { horizon, segments, maps: BTreeSet::new(), manifest_epoch: 4 };
+        let needed = Needed { horizon, segments, maps: BTreeSet::new(), manifest_epoch: 4, ..Needed::default() };
         let name = PackName { epoch: 3, number: 1 };
         let packs = vec![PackRef { name, first: (1, 2), last: (1, 9), index_bytes: 9, bytes: 9 }];
         let named = Proof { manifest: at(4, 1), folded: at(5, 1), horizon, packs, ends, needed: Some(needed) };

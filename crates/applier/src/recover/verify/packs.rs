@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::map::{SegmentName, tag};
+use format::map::{Owner, SegmentName, tag};
 use format::object::ObjectHeader;
 use format::pack::{PackIndex, PackRef, index_of};
 use format::segment::{FrameOpener, frame_range};
@@ -28,8 +28,8 @@ pub(super) async fn check(
     findings: &mut Findings,
 ) -> Result<Vec<Lost>, RecoverError> {
     let path = pack_path(machine, named.name);
-    let first = SegmentName { epoch: named.first.0, slot: named.first.1, tag: [0; 8] };
-    let last = SegmentName { epoch: named.last.0, slot: named.last.1, tag: [u8::MAX; 8] };
+    let first = SegmentName { owner: Owner::SELF, epoch: named.first.0, slot: named.first.1, tag: [0; 8] };
+    let last = SegmentName { owner: Owner::SELF, epoch: named.last.0, slot: named.last.1, tag: [u8::MAX; 8] };
     let needed = marks.frames.range(first..=last);
     let nothing = |damage| Check { damage: Some(damage), opens: BTreeSet::new() };
     let checked = match obtain(store, keys, &path, findings).await? {
@@ -50,7 +50,12 @@ pub(super) async fn check(
     let lost = needed.filter_map(|(segment, wanted)| {
         let whole: BTreeSet<_> = opens.range((*segment, 0)..=(*segment, u32::MAX)).map(|(_, number)| *number).collect();
         let position = LogPosition { epoch: segment.epoch, slot: segment.slot };
-        wanted.iter().any(|number| !whole.contains(&number)).then_some(Lost { position, damage, whole })
+        wanted.iter().any(|number| !whole.contains(&number)).then_some(Lost {
+            machine: machine.clone(),
+            position,
+            damage,
+            whole,
+        })
     });
     Ok(lost.collect())
 }
@@ -98,7 +103,7 @@ fn contents<'a>(
     let mut opens = BTreeSet::new();
     for held in &index.segments {
         let opener = FrameOpener::new(keys, held.id);
-        let name = SegmentName { epoch: held.epoch, slot: held.slot, tag: tag(&held.id) };
+        let name = SegmentName { owner: Owner::SELF, epoch: held.epoch, slot: held.slot, tag: tag(&held.id) };
         for frame in &held.frames {
             let sealed = slice(&object.bytes, frame_range(header, frame));
             let opened =
