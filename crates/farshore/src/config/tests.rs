@@ -266,10 +266,9 @@ fn values_out_of_range_are_refused_with_the_range() {
 
 #[test]
 fn streams_that_share_segments_need_one_store() {
-    let both = of_two_stores("vault").replace("[process_server]\n", "[process_server]\nshare_entries = 1000\n");
-    assert!(both.contains("share_entries = 1000"), "{both}");
+    let both = of_two_stores("file:vault") + "[process_server]\nshare_entries = 1000\n";
     assert!(refusal(&both).contains("leave store.vault out"));
-    assert!(parse(&both.replace("vault = \"vault\"\n", "")).is_ok());
+    assert!(parse(&both.replace("vault = \"file:vault\"\n", "")).is_ok());
 }
 
 #[test]
