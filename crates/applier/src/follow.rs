@@ -337,14 +337,9 @@ impl<'a> Follower<'a> {
         let segments = self.next.segments.len();
         let rested = self.committed_at.is_none_or(|at| at.elapsed() >= COMMIT_EVERY);
         let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.is_leaf_full();
-        match self.next.is_empty() || !due {
-            true => Ok(()),
-            false => self.commit_next().await,
+        if self.next.is_empty() || !due {
+            return Ok(());
         }
-    }
-
-    async fn commit_next(&mut self) -> Result<(), ApplierError> {
-        let segments = self.next.segments.len();
         let (points, dropped) = (self.next.points.len(), self.next.dropped.len());
         let marks: Vec<_> = self.next.points.iter().map(|point| (point.position.seq, point.id)).collect();
         self.commit().await?;
@@ -432,11 +427,10 @@ impl<'a> Follower<'a> {
 
     /// Runs a collection, if it is time for one, and names the packs it made.
     async fn collect(&mut self) -> Result<(), ApplierError> {
-        if !(self.has_met_all() && self.collection.is_due(self.shared.config.tidy_every)) {
+        // What waits for the next commit does not wait long; committed here, it would leave the horizon no turn.
+        let free = self.has_met_all() && self.next.is_empty();
+        if !(free && self.collection.is_due(self.shared.config.tidy_every)) {
             return Ok(());
-        }
-        if !self.next.is_empty() {
-            self.commit_next().await?;
         }
         let maps = self.mapping.maps().clone();
         let repacked = self.collection.run(self.shared, &self.owner, &self.log, &maps).await?;

@@ -253,23 +253,22 @@ impl Sources<'_> {
     }
 
     async fn needed_bytes(&self, reader: &Packs, unit: &Unit) -> Result<u64, RecoverError> {
+        let sum = |frames: &[FrameInfo]| frames.iter().map(|frame| u64::from(frame.sealed_bytes)).sum::<u64>();
         let mut bytes = 0;
-        let mut sum = |frames: Vec<FrameInfo>| frames.iter().for_each(|frame| bytes += u64::from(frame.sealed_bytes));
-        match &unit.pack {
-            Some(pack) => {
-                let open = reader.open(pack).await?;
-                for (segment, wanted) in self.frames_of(unit) {
-                    sum(packed(&open, segment, wanted)?.1);
-                }
+        let Some(pack) = &unit.pack else {
+            for (segment, wanted) in self.frames_of(unit) {
+                let found = self.segment(segment).await?;
+                bytes += sum(&pick(&found.path, &found.frames, wanted)?);
             }
-            None => {
-                for (segment, wanted) in self.frames_of(unit) {
-                    let found = self.segment(segment).await?;
-                    sum(pick(&found.path, &found.frames, wanted)?);
-                }
-            }
+            return Ok(bytes);
+        };
+        let open = reader.open(pack).await?;
+        for (segment, wanted) in self.frames_of(unit) {
+            bytes += sum(&packed(&open, segment, wanted)?.1);
         }
-        Ok(bytes)
+        // With their share of header and index: else a pack of small frames would look sparse for ever.
+        let all = open.index.segments.iter().map(|segment| sum(&segment.frames)).sum::<u64>().max(1);
+        Ok((u128::from(pack.bytes) * u128::from(bytes) / u128::from(all)) as u64)
     }
 
     /// The needed frames of an object.
