@@ -150,6 +150,7 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         state_digests: false,
         map_segments: 64,
         pack_bytes: 64 << 20,
+        commit_every: Duration::from_secs(1),
         tidy_every: Duration::from_secs(60),
         gc: false,
         gc_shared: false,

@@ -46,6 +46,8 @@ pub struct ApplierConfig {
     pub map_segments: usize,
     /// Bytes of a full pack; 64 MiB is a good choice, and 0 makes none. A sixty-fourth of it is what must be saved for bytes alone to be rewritten.
     pub pack_bytes: u64,
+    /// Time between two commits, unless many segments wait: 1 s is a good choice.
+    pub commit_every: Duration,
     /// Time between two looks at what the policy keeps no longer: points, the horizon, garbage. 60 s is a good choice.
     pub tidy_every: Duration,
     /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.

@@ -36,9 +36,6 @@ use crate::sharing::Referring;
 use crate::stream::{Found, StreamReader};
 use crate::thin::Thinning;
 
-/// Time between two commits, unless [`COMMIT_SEGMENTS_MAX`] is reached.
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
-
 /// Segments in one commit.
 const COMMIT_SEGMENTS_MAX: usize = 64;
 
@@ -335,7 +332,7 @@ impl<'a> Follower<'a> {
 
     async fn commit_if_due(&mut self) -> Result<(), ApplierError> {
         let segments = self.next.segments.len();
-        let rested = self.committed_at.is_none_or(|at| at.elapsed() >= COMMIT_EVERY);
+        let rested = self.committed_at.is_none_or(|at| at.elapsed() >= self.shared.config.commit_every);
         let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.is_leaf_full();
         if self.next.is_empty() || !due {
             return Ok(());

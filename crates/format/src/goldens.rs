@@ -30,11 +30,12 @@ fn version(kind: ObjectKind) -> &'static str {
 
 /// Everything this version writes.
 fn written_now() -> Vec<Golden> {
-    let mut all: Vec<Golden> = Vec::new();
-    all.push(("segment", "segment-v1-raw".into(), samples::segment(Packing::Raw).parts.concat()));
-    all.push(("map", "map-v1-raw".into(), samples::map(Packing::Raw).parts.concat()));
-    all.push(("map", "map-page-v1".into(), crate::map::encode_page(&samples::map_runs())));
-    all.push(("map", "pack-v1-raw".into(), samples::pack(Packing::Raw).parts.concat()));
+    let mut all: Vec<Golden> = vec![
+        ("segment", "segment-v1-raw".into(), samples::segment(Packing::Raw).parts.concat()),
+        ("map", "map-v1-raw".into(), samples::map(Packing::Raw).parts.concat()),
+        ("map", "map-page-v1".into(), crate::map::encode_page(&samples::map_runs())),
+        ("map", "pack-v1-raw".into(), samples::pack(Packing::Raw).parts.concat()),
+    ];
     for (name, kind, place, body) in samples::smalls() {
         all.push((
             "object",

@@ -185,6 +185,7 @@ impl Follower {
                 map_segments,
                 // So small that several are made within one scene.
                 pack_bytes: 64 << 10,
+                commit_every: Duration::from_secs(1),
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
                 gc_shared: false,

@@ -92,6 +92,7 @@ fn runs(within: Range<usize>, units: &[Unit], pack_bytes: u64, wanted: impl Fn(&
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of ranges may have one")]
 mod tests {
     use super::*;
 

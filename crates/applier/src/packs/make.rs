@@ -4,7 +4,7 @@
 //! with the next one. One pack at a time is held in memory. A frame is opened before it is copied: a pack must not bury a damage
 //! that the segment's own digest would have shown, nor the sound copy that somebody may still have of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -73,6 +73,9 @@ pub(crate) struct Packing {
     /// Of objects counted before, how many frames were needed and how many bytes these have. Needed only becomes less: as long as
     /// the number is the same, so are the frames.
     counted: BTreeMap<Run, (u64, u64)>,
+    /// Objects of which a needed frame did not open, under this manifest epoch: they stay as they are, and their neighbours do not
+    /// stay with them.
+    damaged: BTreeSet<Run>,
 }
 
 /// The first and the last segment for which an object stands.
@@ -102,6 +105,7 @@ impl Packing {
     pub async fn step(&mut self, epoch: u64, from: &Sources<'_>) -> Result<Repacked, RecoverError> {
         if self.last.0 != epoch {
             self.last = (epoch, 0);
+            self.damaged.clear();
         }
         let reader = Packs::new(from.store.clone(), from.keys.clone(), from.machine.clone(), from.named.clone());
         let mut repacked = Repacked::default();
@@ -120,7 +124,11 @@ impl Packing {
                 }
                 let group = &units[group];
                 let put = self.put(from, &reader, group).await;
-                let Some(pack) = hear(&mut repacked.trouble, put)?.flatten() else { continue };
+                let Some(put) = hear(&mut repacked.trouble, put)? else {
+                    repacked.more = true;
+                    continue;
+                };
+                let Some(pack) = put else { continue };
                 bytes += pack.bytes;
                 repacked.objects += group.len() as u64;
                 repacked.unpacked.extend(group.iter().filter_map(|unit| unit.pack.as_ref().map(|pack| pack.name)));
@@ -147,6 +155,9 @@ impl Packing {
         let mut unknown = Vec::new();
         for (index, unit) in units.iter().enumerate() {
             let (run, count) = ((unit.first, unit.last), frames(unit));
+            if self.damaged.contains(&run) {
+                continue;
+            }
             match self.counted.get(&run).filter(|(before, _)| *before == count) {
                 Some(counted) => _ = known.insert(run, *counted),
                 None => unknown.push((index, run, count)),
@@ -188,7 +199,11 @@ impl Packing {
     ) -> Result<Option<PackRef>, RecoverError> {
         let (mut writer, mut copied) = (PackWriter::default(), false);
         for unit in group {
-            for (segment, id, frames) in from.copy(reader, unit).await? {
+            let found = from.copy(reader, unit).await;
+            if found.as_ref().is_err_and(|error| error.kind() == ErrorKind::Damage) {
+                self.damaged.insert((unit.first, unit.last));
+            }
+            for (segment, id, frames) in found? {
                 writer.add(segment.epoch, segment.slot, id, frames);
                 copied = true;
             }

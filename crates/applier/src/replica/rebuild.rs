@@ -75,7 +75,7 @@ impl Replica {
                     return Err(ApplierError::Stopped);
                 }
                 let runs = chain.runs_in(disk.id, window).await?;
-                let source = |source| source_of(&frames, &maps, source);
+                let source = |source| source_of(&frames, maps, source);
                 let runs = runs.into_iter().map(|run| Ok((run.extent, source(run.source)?)));
                 let runs: Vec<(Extent, Source)> = runs.collect::<Result<_, RecoverError>>()?;
                 bytes += runs.iter().map(|(extent, _)| extent.len()).sum::<u64>();

@@ -50,6 +50,7 @@ pub(crate) fn settings() -> ApplierConfig {
         replica_lag: Duration::MAX,
         map_segments: 2,
         pack_bytes: 64 << 20,
+        commit_every: Duration::from_secs(1),
         tidy_every: Duration::from_secs(60),
         gc: false,
         gc_shared: false,

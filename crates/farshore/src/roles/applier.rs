@@ -16,6 +16,9 @@ use crate::{context, views};
 /// How often the log is asked for more.
 const POLL: Duration = Duration::from_millis(200);
 
+/// Time between two commits of the manifest.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
 /// How often it looks what the policy keeps no longer.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
@@ -42,6 +45,7 @@ impl ApplierRole {
             poll: POLL,
             replicas,
             replica_lag: config.policy.replica_lag,
+            commit_every: COMMIT_EVERY,
             tidy_every: TIDY_EVERY,
             gc: config.applier.gc,
             gc_shared: config.applier.gc_shared,
