@@ -4,6 +4,19 @@ use format::FormatError;
 
 use crate::BrokenPromise;
 
+/// What a cache store was asked for. Stores are named without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheRequest {
+    /// The cache store.
+    pub cache: String,
+    /// The vault store before it.
+    pub vault: String,
+    /// As of [`StoreError::Unavailable`].
+    pub operation: &'static str,
+    /// Object path.
+    pub path: String,
+}
+
 /// An operation on the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -37,18 +50,16 @@ pub enum StoreError {
     },
     /// The cache store of a site with two stores did not answer: as `Unavailable`, or go on with the vault store alone.
     #[error(
-        "the cache store {cache} did not {operation} {path}; the vault store holds all that was promoted, and opens without \
-         the cache store: --store {vault}"
+        "the cache store {} did not {} {}; the vault store holds all that was promoted, and opens without the cache store: \
+         --store {}",
+        .request.cache,
+        .request.operation,
+        .request.path,
+        .request.vault
     )]
     CacheUnavailable {
-        /// The cache store's name, without secrets.
-        cache: String,
-        /// The vault store's.
-        vault: String,
-        /// As of `Unavailable`.
-        operation: &'static str,
-        /// Object path.
-        path: String,
+        /// What it was asked for.
+        request: Box<CacheRequest>,
         /// Cause.
         #[source]
         source: object_store::Error,

@@ -24,7 +24,7 @@ mod url;
 mod vault;
 
 pub use counting::CountingStore;
-pub use error::StoreError;
+pub use error::{CacheRequest, StoreError};
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};
 pub use holds::HoldRequests;
 pub use log::{

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::error::CacheRequest;
 use crate::{Created, Store, StoreError};
 
 /// The cache store behind a vault store.
@@ -154,7 +155,8 @@ impl Store {
         match (error, self.cache()) {
             (StoreError::Unavailable { operation, path, source }, Some(cache)) => {
                 let (cache, vault) = (cache.name(), self.name());
-                StoreError::CacheUnavailable { cache, vault, operation, path, source }
+                let request = Box::new(CacheRequest { cache, vault, operation, path });
+                StoreError::CacheUnavailable { request, source }
             }
             (error, _) => error,
         }
