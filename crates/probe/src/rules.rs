@@ -67,8 +67,6 @@ pub enum Rule {
     PointsHoldSegments,
     /// What positions behind the horizon read from before it is not deleted.
     HorizonHoldsSegments,
-    /// With two stores, what a manifest names lies in the vault store before.
-    CopiedBeforeNamed,
 }
 
 impl Rule {
@@ -103,7 +101,6 @@ impl Rule {
         Rule::HorizonBehindWindow,
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
-        Rule::CopiedBeforeNamed,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -163,6 +160,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::CopiedBeforeNamed as usize + 1);
+        assert_eq!(all.len(), Rule::HorizonHoldsSegments as usize + 1);
     }
 }
