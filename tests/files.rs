@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::harness::mounted::Mounted;
-use crate::harness::tools::run;
+use crate::harness::tools::{run, text};
 use crate::harness::{PATIENCE, Seed, Site, SiteOptions, eventually};
 use crate::trees::{Tree, difference, tree_of_directory};
 
@@ -18,10 +18,6 @@ const OFFSET: u64 = 4 << 20;
 
 /// Positions judged in the middle of writing.
 const POSITIONS: usize = 5;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are text")
-}
 
 /// A site whose one disk has a GPT with an ext4 file system in its second partition.
 fn partitioned() -> Site {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::harness::mounted::Mounted;
-use crate::harness::tools::run;
+use crate::harness::tools::{run, text};
 use crate::harness::{Site, SiteOptions};
 use crate::trees::{Tree, difference, tree_of_directory};
 
@@ -17,10 +17,6 @@ const NTFS_DISK_BYTES: u64 = 64 << 20;
 
 /// Where the XFS file system begins: the second partition.
 const XFS_OFFSET: u64 = 4 << 20;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are text")
-}
 
 /// A machine with XFS in the second partition of one disk, and NTFS on the whole of another.
 fn site() -> Site {

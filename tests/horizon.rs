@@ -79,6 +79,9 @@ fn a_served_position_is_held_and_let_go() {
     let listen = format!("unix:{}", socket.display());
     let serving = site.start(&["serve", "db", "--disk", "root", "--at", &format!("seq:{seq}"), "--listen", &listen]);
     eventually("the disk is served", || socket.exists().then_some(()).ok_or_else(|| "no socket".into()));
+    let asked = PathBuf::from(site.store_url().trim_start_matches("file://")).join("machine/db/hold");
+    let requests = || std::fs::read_dir(&asked).map_or(0, Iterator::count);
+    eventually("the position is asked for", || if requests() > 0 { Ok(()) } else { Err("no request".into()) });
     for round in 3..6 {
         let server = site.start(&["process-server"]);
         write_and_mark(&site, round);

@@ -1,5 +1,6 @@
 //! Real programs. A missing one fails the test with the name of its package; a failing one with its output.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// Runs a program to its end; panics when it fails.
@@ -26,4 +27,9 @@ pub fn try_run(program: &str, args: &[&str]) -> Output {
 /// The path with the folders of the administrator's programs.
 pub fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are text")
 }

@@ -401,6 +401,7 @@ fn first_core(
         compared_to: None,
         life: 1,
         fresh_stream: false,
+        cache_doubted: false,
         inconsistent_since: (!resumed).then_some(now),
         drain_since: None,
         drain_done_bytes: 0,

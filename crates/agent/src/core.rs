@@ -102,6 +102,8 @@ pub(crate) struct Core {
     /// The stream was empty when this incarnation began, and every change since became a record: holes need none. A change
     /// that was kept as a bit, or left undecided, may have made a hole where the log has bytes, and ends this.
     pub(crate) fresh_stream: bool,
+    /// A flush failed in this process's life: what the page cache shows may not be on the disk.
+    pub(crate) cache_doubted: bool,
     /// When data mode was left, or the agent started without it.
     pub(crate) inconsistent_since: Option<Timestamp>,
     pub(crate) drain_since: Option<Timestamp>,
@@ -176,6 +178,7 @@ impl Core {
             return;
         }
         self.fresh_stream = false;
+        self.cache_doubted = true;
         let regions = self.disks[disk].regions.flush_failed();
         let name = &self.disks[disk].name;
         let text =
@@ -343,7 +346,7 @@ impl Core {
         self.queue.restart(self.sequencer.incarnation(), head);
         self.stored = head;
         (self.sent, self.sent_max) = (head.position.seq, head.position.seq);
-        self.fresh_stream = head.position.seq == Seq::ZERO;
+        self.fresh_stream = head.position.seq == Seq::ZERO && !self.cache_doubted;
         self.compared_to = None;
         let body = self.sequencer.begin_drain(self.sequencer.cause());
         let introductions: Vec<_> = self.introductions().collect();

@@ -127,7 +127,8 @@ async fn drain_region(shared: &Shared, disk: usize, region: u64) -> Result<(), G
         let mut core = shared.core();
         let (fresh, life) = (core.fresh_stream, core.life);
         let regions = &mut core.disks[disk].regions;
-        let past_cache = regions.take_past_cache(region) && shared.rules.hold(Rule::DrainPastCache);
+        // Whoever begins a stream has no former life here, and reads what is cached as it is.
+        let past_cache = regions.take_past_cache(region) && !fresh && shared.rules.hold(Rule::DrainPastCache);
         (regions.extent(region), past_cache, fresh, life)
     };
     let result = drain_extent(shared, disk, extent, past_cache, fresh, life).await;
@@ -148,7 +149,7 @@ async fn drain_extent(
     life: u64,
 ) -> Result<(), GivenUp> {
     let source = &shared.disks[disk].source;
-    if fresh && !past_cache && source.allocated(extent).await.map_err(GivenUp::Source)?.is_empty() {
+    if fresh && source.allocated(extent).await.map_err(GivenUp::Source)?.is_empty() {
         // The stream began empty and has every change since as a record, so a hole needs none. A change that becomes a
         // bit while this is asked makes the region to drain once more.
         return Ok(());

@@ -410,7 +410,7 @@ impl<'a> Follower<'a> {
     async fn promote(&mut self) -> Result<(), ApplierError> {
         let mut retry = RETRY_MIN;
         loop {
-            match self.promotion.copy(&self.log, &self.next.segments, self.shared.rules.applier).await {
+            match self.promotion.copy(&self.log, &self.next.segments).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_damage() => return Err(error),
                 Err(error) => report(self.shared, &error),

@@ -20,7 +20,6 @@ use format::manifest::Promoted;
 use format::object::{LogKind, ObjectHash, ObjectHeader, ObjectKind, Place, open_small};
 use format::segment::{SegmentRef, Table};
 use futures::stream::{self, TryStreamExt};
-use probe::{Rule, Rules};
 use store::{Created, EpochLog, LogEntry, LogPosition, Store};
 
 use crate::recover::RecoverError;
@@ -35,14 +34,12 @@ pub(crate) struct Promotion {
     through: u64,
     /// Openings behind that, in order.
     openings: Vec<(LogPosition, ObjectHash)>,
-    /// Named by the last commit and not copied, where a rule was taken away.
-    late: Vec<Promoted>,
 }
 
 impl Promotion {
     /// Goes on where an acknowledged manifest has folded the stream up to this epoch.
     pub fn behind(epoch: u64) -> Self {
-        Self { through: epoch, openings: Vec::new(), late: Vec::new() }
+        Self { through: epoch, openings: Vec::new() }
     }
 
     /// The stream goes on with this opening.
@@ -55,14 +52,8 @@ impl Promotion {
 
     /// Copies these segments, which follow what was copied before, and what must be there before them. With one store there is
     /// nothing to copy. May be called again after any error. Errors: `VaultDiffers`, `Damage` and `Missing` are final.
-    pub async fn copy(&mut self, log: &EpochLog, segments: &[Promoted], rules: Rules) -> Result<(), ApplierError> {
+    pub async fn copy(&mut self, log: &EpochLog, segments: &[Promoted]) -> Result<(), ApplierError> {
         let Some(cache) = log.store.cache() else { return Ok(()) };
-        // Careless: the commit names them, and the next one will find the time to copy them.
-        let late = match rules.hold(Rule::CopiedBeforeNamed) {
-            true => None,
-            false => Some(std::mem::replace(&mut self.late, segments.to_vec())),
-        };
-        let segments = late.as_deref().unwrap_or(segments);
         let copier = Copier { log, cache: cache.name(), vault: log.store.vault() };
         for of_epoch in segments.chunk_by(|one, next| one.epoch == next.epoch) {
             self.begin(&copier, of_epoch[0].epoch).await?;

@@ -67,8 +67,6 @@ pub enum Rule {
     PointsHoldSegments,
     /// What positions behind the horizon read from before it is not deleted.
     HorizonHoldsSegments,
-    /// With two stores, what a manifest names lies in the vault store before.
-    CopiedBeforeNamed,
     /// A pack holds every frame that some promised position needs of the segments for which it stands.
     PackHoldsNeeded,
     /// A segment is deleted only when an acknowledged manifest names the pack that stands for it.
@@ -117,7 +115,6 @@ impl Rule {
         Rule::HorizonBehindWindow,
         Rule::PointsHoldSegments,
         Rule::HorizonHoldsSegments,
-        Rule::CopiedBeforeNamed,
         Rule::PackHoldsNeeded,
         Rule::PackNamedFirst,
         Rule::SharedWhenStored,

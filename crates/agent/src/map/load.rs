@@ -162,8 +162,8 @@ fn merge(
         let (bits, differs) = bits_of(&entry, old);
         changed |= differs;
         let change = if old.is_some() { DiskChange::Resized } else { DiskChange::Added };
-        let regions = Regions::new(entry.size, region_bytes, bits, PAGE_REGIONS).with_rules(rules);
-        let regions = if old.is_some() { regions.doubting_the_cache() } else { regions };
+        // A map that is not there may have been lost with the life that met the failed flush.
+        let regions = Regions::new(entry.size, region_bytes, bits, PAGE_REGIONS).with_rules(rules).doubting_the_cache();
         disks.push(CoreDisk { name: entry.name, regions, change });
     }
     let in_config = |name: &DiskName| config.disks.iter().any(|disk| disk.name == *name);

@@ -6,6 +6,7 @@ use disk::memory::{Fault, Operation as Op};
 use format::wire::Refusal;
 use model::{DrainCause, EventKind, Extent, RecordBody, RecordDigest, Seq};
 use nbd::Errno;
+use probe::{Rule, Rules};
 
 use super::rig::{REGION, Rig, Rng, stamped, until, until_settled};
 
@@ -202,6 +203,44 @@ async fn a_failed_flush_is_not_forgotten_by_a_kill() {
     let agent = rig.start().await;
     until_settled(&agent).await;
     rig.assert_log_equals_sources();
+}
+
+/// The same where the state that knew of it is gone as well: all is drained, and past the cache. Seed 1795673893.
+#[tokio::test(start_paused = true)]
+async fn a_failed_flush_is_not_forgotten_when_the_state_is_lost() {
+    assert!(after_a_failed_flush_and_lost_state(Rules::ALL).await);
+    // The control: whoever reads from the cache is deceived.
+    assert!(!after_a_failed_flush_and_lost_state(Rules::without(Rule::DrainPastCache)).await);
+}
+
+/// Whether the log equals what the disk holds when the power came back.
+async fn after_a_failed_flush_and_lost_state(rules: Rules) -> bool {
+    let mut rig = Rig::new(1, 4 << 20);
+    rig.rules = rules;
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
+    rig.peer.set(|b| b.down = true);
+    rig.peer.cut();
+    for n in 0..32 {
+        export.write(n * REGION, stamped(10 + n, 48 << 10), false).await.expect("written");
+    }
+    rig.disks[0].1.fail_next(Op::Flush, Fault::Torn(5));
+    export.flush().await.expect_err("injected");
+    assert!(rig.disks[0].1.contents() != rig.disks[0].1.durable_contents(), "the cache hides what the medium lost");
+    drop((agent, export));
+    rig.dir.remove("map");
+    rig.peer.set(|b| b.down = false);
+    let agent = rig.start().await;
+    until(&agent, "refused", |s| s.refusal.is_some()).await;
+    compare(&rig, &agent).await;
+    until_settled(&agent).await;
+    until_clear(&agent).await;
+    drop(agent);
+    rig.disks[0].1.power_cut(3);
+    let agent = rig.start().await;
+    until_settled(&agent).await;
+    rig.log_equals_sources()
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
-//! Compare: a point against a disk, the detector of silent divergence. Its result can feed a drain.
+//! Compare: a point against a disk, the detector of silent divergence. Its result can feed a drain. The disk is read past
+//! its page cache: after a failed flush the cache shows what the medium never took.
 
 use futures::{StreamExt, TryStreamExt};
 use model::{Extent, ExtentSet};
@@ -55,6 +56,7 @@ async fn compare_piece(disk: &PointDisk, with: &dyn disk::Disk, piece: Extent) -
     if disk.data_extents_in(piece).await?.is_empty() && with.allocated(piece).await.map_err(other)?.is_empty() {
         return Ok(Vec::new());
     }
+    with.drop_cache(piece).await.map_err(other)?;
     let (ours, theirs) = (disk.read(piece).await?, with.read(piece).await.map_err(other)?);
     let part = |block: &Extent| {
         let start = (block.offset() - piece.offset()) as usize;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use disk::memory::{Fault, Operation};
 use disk::{Disk, ImageFormat, MemoryDisk, RawDisk};
 use format::object::LogKind;
 use model::{DiskChange, Extent, Selector, Seq, Timestamp};
@@ -194,6 +195,32 @@ async fn compare_finds_exactly_the_changed_blocks() {
     let report = compare(&disk, &blank, None).await.expect("compared");
     let nonzero = same.chunks(4096).filter(|block| block.iter().any(|b| *b != 0)).count() as u64;
     assert_eq!(report.differing.iter().map(Extent::len).sum::<u64>(), nonzero * 4096);
+}
+
+/// After a failed flush the page cache shows what the medium never took: the medium is what is compared.
+#[tokio::test]
+async fn compare_sees_past_a_page_cache_that_lies() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 7).await;
+    log.live(8).await;
+    let history = load(&log).await;
+    let point = open(&history, log.last_valid()).await;
+    let disk = point.disk(&name("root")).expect("disk");
+    let source = MemoryDisk::new(64 << 10);
+    source.flush().await.expect("flushed");
+    source.write(0, disk.read(Extent::new(0, 64 << 10).expect("aligned")).await.expect("read")).await.expect("written");
+    source.fail_next(Operation::Flush, Fault::Torn(5));
+    source.flush().await.expect_err("injected");
+    let visible = source.contents();
+    assert_ne!(visible, source.durable_contents(), "the cache hides what the medium lost");
+    let report = compare(&disk, &source, None).await.expect("compared");
+    let differs = |block: &usize| {
+        let range = block * 4096..(block + 1) * 4096;
+        visible[range.clone()] != source.durable_contents()[range]
+    };
+    let lost = (0..16).filter(differs).count() as u64;
+    assert!(lost > 0);
+    assert_eq!(report.differing.iter().map(Extent::len).sum::<u64>(), lost * 4096);
 }
 
 #[tokio::test]

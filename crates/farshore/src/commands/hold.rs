@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 /// How long a hold outlives a command that died.
 const LASTS: Duration = Duration::from_secs(2 * 3600);
 
+/// How long a command may run without asking where nothing was ever let go: most are done before, and leave nothing in the store.
+const FIRST_AFTER: Duration = Duration::from_secs(15);
+
 /// Time between two requests.
 const PROLONGED_EVERY: Duration = Duration::from_secs(1800);
 
@@ -31,12 +34,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Asks for the position of a reader to be held and, where positions were let go before, waits a little for the answer.
+    /// Where positions were let go before, asks for the one of a reader to be held and waits a little for the answer; elsewhere asks
+    /// when the command turns out to be a long one.
     pub async fn start(reader: &PointReader) -> Self {
         let mut hold = PositionHold::of(reader);
         let stop = CancellationToken::new();
+        if !hold.matters_at_once() {
+            let task = tokio::spawn(keep(hold, FIRST_AFTER, stop.clone()));
+            return Self { stop, task, held: false };
+        }
         let held = match hold.ask(LASTS).await {
-            Ok(()) => hold.matters_at_once() && is_held(&hold).await,
+            Ok(()) => is_held(&hold).await,
             Err(error) => {
                 tracing::warn!(
                     "the position is not held, for the store takes no request: {error}; where an applier collects, pin its point"
@@ -44,7 +52,7 @@ impl Keeper {
                 false
             }
         };
-        let task = tokio::spawn(keep(hold, stop.clone()));
+        let task = tokio::spawn(keep(hold, PROLONGED_EVERY, stop.clone()));
         Self { stop, task, held }
     }
 
@@ -80,12 +88,12 @@ async fn is_held(hold: &PositionHold) -> bool {
     }
 }
 
-async fn keep(mut hold: PositionHold, stop: CancellationToken) {
+async fn keep(mut hold: PositionHold, mut rest: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(PROLONGED_EVERY) => {}
+            () = tokio::time::sleep(rest) => rest = PROLONGED_EVERY,
         }
         if let Err(error) = hold.ask(LASTS).await {
             tracing::warn!("the hold of the position was not prolonged: {error}");
