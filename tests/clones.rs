@@ -68,7 +68,8 @@ fn clone(site: &Site, image: &Path, machine: &str) {
     run("debugfs", &["-w", "-R", &format!("write {} hostname", text(&own)), text(&source)]);
 }
 
-fn share(site: &Site) {
+/// Streams of this site share what drains bring in.
+pub(crate) fn share(site: &Site) {
     let config = std::fs::read_to_string(site.config()).expect("config");
     let config = config.replacen("[process_server]\n", "[process_server]\nshare_entries = 65536\n", 1);
     std::fs::write(site.config(), config).expect("config is written");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::clones::share;
 use crate::harness::site::{assert_same, difference};
 use crate::harness::tools::run;
 use crate::harness::{PATIENCE, Proc, Site, SiteOptions, eventually};
@@ -163,4 +164,48 @@ fn what_the_policy_keeps_comes_back_and_the_rest_leaves_the_store() {
     let explained = site.json(&["gc", "db", "--dry-run"]);
     assert!(explained["objects"].is_array(), "{explained}");
     assert_eq!(site.run(&["gc", "db"]).code, 2, "it only explains");
+}
+
+/// What a drain brought in stays as long as anybody reads it; then the shared collection condemns it, waits until every stream
+/// has seen that, and deletes it.
+#[test]
+fn what_is_shared_and_read_by_nobody_leaves_the_store() {
+    let site = Site::new(SiteOptions::default());
+    configure(&site);
+    share(&site);
+    let mut source = std::fs::read(site.source("db", "root")).expect("source is read");
+    source[..4 << 20].iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 4096 * 7 + at % 253) as u8);
+    std::fs::write(site.source("db", "root"), source).expect("source is written");
+    let _agent = site.start_agent("db");
+    let mut marked = Vec::new();
+    for round in 0..5 {
+        let server = site.start(&["process-server"]);
+        marked.push(write_and_mark(&site, round));
+        server.stop(PATIENCE);
+    }
+    let first = PathBuf::from(site.store_url().trim_start_matches("file://"))
+        .join("machine/db/stream/seg")
+        .join(format!("{:016x}", 1));
+    let brought_in = || std::fs::read_dir(&first).map_or(0, Iterator::count);
+    appliers_until(&site, "the horizon has passed the first epochs", || {
+        let begin = ranges_begin(&site);
+        if begin > marked[2].seq { Ok(()) } else { Err(format!("every position opens from {begin} on")) }
+    });
+    let before = brought_in();
+    assert!(before > 0, "what may be shared is not deleted within its stream");
+    let explained = site.json(&["gc", "--shared", "--dry-run"]);
+    assert_eq!(explained["condemned"][0]["epoch"], 1, "{explained}");
+    let condemned = site.json(&["gc", "--shared"]);
+    assert_eq!(condemned, explained, "a dry run says the same");
+    let waits = site.json(&["gc", "--shared"]);
+    assert_eq!((&waits["waits_for"][0], brought_in()), (&"db".into(), before), "no stream has seen the list");
+    let _server = site.start(&["process-server"]);
+    let last = write_and_mark(&site, 5);
+    let deleted = site.json(&["gc", "--shared"]);
+    assert!(deleted["deleted"].as_array().is_some_and(|deleted| !deleted.is_empty()), "{deleted}");
+    assert!(brought_in() < before, "{deleted}");
+    let latest = site.restore("db", &last.id, "latest");
+    assert_same(&last.copy, &latest[0].1);
+    let verified = site.run(&["verify", "db"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
 }

@@ -153,7 +153,7 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         commit_every: Duration::from_secs(1),
         tidy_every: Duration::from_secs(60),
         gc: false,
-        gc_shared: false,
+        gc_shared: None,
     };
     let clock = Arc::new(At(AtomicU64::new(last.time.0)));
     let applier = Applier::start(settings, store.clone(), keys.clone(), vec![machine()], clock).await?;

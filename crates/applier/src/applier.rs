@@ -52,9 +52,9 @@ pub struct ApplierConfig {
     pub tidy_every: Duration,
     /// Whether the horizon follows the journal window, and what an acknowledged manifest makes needless is deleted.
     pub gc: bool,
-    /// Whether what machines share and nobody reads any more is condemned and deleted: a pass over the whole vault each time the
-    /// policy was looked at 60 times.
-    pub gc_shared: bool,
+    /// Time between two passes over the whole vault, in which what machines share and nobody reads any more is condemned and
+    /// deleted; none for no such pass. 1 h is a good choice.
+    pub gc_shared: Option<Duration>,
 }
 
 /// The safety rules in force: all, but for the tests and the simulation that show what each is good for.
@@ -219,8 +219,8 @@ impl Applier {
                 tasks.spawn(replica::run(shared.clone(), replica.clone()));
             }
         }
-        if config.gc_shared {
-            tasks.spawn(sharing::run(store, keys, config.tidy_every, stop.clone(), rules.applier));
+        if let Some(every) = config.gc_shared {
+            tasks.spawn(sharing::run(store, keys, every, stop.clone(), rules.applier));
         }
         Ok(Arc::new(Self { machines, stop, tasks: tokio::sync::Mutex::new(tasks) }))
     }

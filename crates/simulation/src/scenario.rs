@@ -63,6 +63,10 @@ pub struct Outcome {
     pub passed: u64,
     /// Machines whose history was judged from a vault store alone, when the cache store was gone.
     pub alone: u64,
+    /// Packs in the store when all had come to rest.
+    pub packs: u64,
+    /// Condemn lists there.
+    pub condemn_lists: u64,
     /// Faults by the state they struck in.
     pub coverage: Coverage,
     /// Strikes of the store's faults, by name.
@@ -267,6 +271,8 @@ fn judge_all(scene: &mut Scene) -> Result<Outcome, Violation> {
         compares: scene.operator.compares,
         passed: 0,
         alone: scene.site.vault.iter().count() as u64 * scene.machines.len() as u64,
+        packs: objects(scene, |path| path.contains("/pack/")),
+        condemn_lists: objects(scene, |path| path.starts_with("condemn/")),
         resend_checks: scene.known.iter().map(|known| known.resend_checks).sum(),
         coverage: scene.coverage.clone(),
         store_faults: scene.store_faults(),
@@ -402,6 +408,13 @@ fn search_for_plaintext(scene: &Scene) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// Objects at such paths in the store of the history.
+fn objects(scene: &Scene, wanted: impl Fn(&str) -> bool) -> u64 {
+    let truth = &scene.site.vault.as_ref().unwrap_or(&scene.site.service).truth;
+    let all: Vec<_> = truth.list(None).collect::<Vec<_>>().now_or_never().expect("a store in memory never waits");
+    all.into_iter().flatten().filter(|meta| wanted(meta.location.as_ref())).count() as u64
 }
 
 fn search_store(scene: &Scene, truth: &InMemory) -> Result<(), Violation> {

@@ -141,7 +141,10 @@ impl Scene {
         // In every third scene the history has a store of its own.
         let two = derive(seed, "two stores").below(3) == 0;
         let vault = two.then(|| ObjectService::new(world.add_host("vault")));
-        let site = Site { service, vault, keys, log_rules: options.log_rules, rules: options.rules, gc, limbo };
+        // In every other one of the rest streams share what drains bring in: a machine that is resynchronised finds its own.
+        let share = !two && derive(seed, "share").below(2) == 0;
+        let (log_rules, rules) = (options.log_rules, options.rules);
+        let site = Site { service, vault, keys, log_rules, rules, gc, share, limbo };
         let seen: Arc<[AtomicU64; MACHINES_MAX]> = Arc::default();
         let count = 1 + usize::try_from(rng.below(3)).expect("small");
         let shapes: Vec<Shape> = (0..count).map(|_| shape(&mut rng)).collect();

@@ -19,6 +19,9 @@ use crate::world::{Boot, HostId, World};
 /// Life of an epoch where there is garbage collection.
 const EPOCH_LIFE: Duration = Duration::from_secs(6);
 
+/// Time between two passes of the shared collection.
+const SHARED_EVERY: Duration = Duration::from_secs(7);
+
 /// How long every position stays recoverable.
 pub const JOURNAL_WINDOW: Duration = Duration::from_secs(8);
 
@@ -40,6 +43,8 @@ pub struct Site {
     pub rules: Rules,
     /// Whether appliers delete what the policy keeps no longer.
     pub gc: bool,
+    /// Whether streams share what drains bring in.
+    pub share: bool,
     /// A host that never dies: requests that land late are carried there.
     pub limbo: HostId,
 }
@@ -111,6 +116,9 @@ impl Server {
         let store = site.store(world, &boot, &self.faults);
         let mut listener = world.network.listen(&boot);
         let (mut config, site, running) = (self.config.clone(), site.clone(), self.running.clone());
+        if site.share {
+            config.share_entries_max = 1 << 12;
+        }
         if site.gc {
             // So short that the horizon passes several within one scene.
             config.epoch_life = EPOCH_LIFE;
@@ -188,7 +196,7 @@ impl Follower {
                 commit_every: Duration::from_secs(1),
                 tidy_every: Duration::from_secs(2),
                 gc: site.gc,
-                gc_shared: false,
+                gc_shared: (site.gc && site.share).then_some(SHARED_EVERY),
                 state_digests: site.gc,
             };
             loop {

@@ -50,12 +50,12 @@ fn bias(rule: Rule) -> &'static [Fault] {
 /// version gives away too) and a second agent let in over a first one in the process server's.
 const DEFENDED_TWICE: [Rule; 3] = [Rule::DigestBeforeFree, Rule::RevertedMemoryRefused, Rule::SecondAgentRefused];
 
-/// Rules of sharing between streams: scenes share nothing yet. Each is shown to matter in the tests of process server and applier.
-const NOT_IN_SCENES: [Rule; 5] =
-    [Rule::SharedWhenStored, Rule::ListsAfterEpoch, Rule::HeadsAwaited, Rule::MarkedAgain, Rule::SharedKept];
+/// Rules of sharing between streams whose races whole systems meet too seldom: in 150 seeds none was noticed. Each is shown to
+/// matter in the tests of process server and applier.
+const RARE: [Rule; 4] = [Rule::SharedWhenStored, Rule::ListsAfterEpoch, Rule::HeadsAwaited, Rule::MarkedAgain];
 
 fn removals() -> Vec<Removal> {
-    let elsewhere = |rule: &&Rule| DEFENDED_TWICE.contains(rule) || NOT_IN_SCENES.contains(rule);
+    let elsewhere = |rule: &&Rule| DEFENDED_TWICE.contains(rule) || RARE.contains(rule);
     let rules = Rule::ALL.iter().filter(|rule| !elsewhere(rule)).map(|rule| Removal {
         name: rule.name(),
         rules: Rules::without(*rule),

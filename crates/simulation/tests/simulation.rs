@@ -18,6 +18,9 @@ const SEEDS: u64 = 200;
 /// Seeds from which on every cell of the coverage table must be hit.
 const COVERAGE_SEEDS: u64 = 200;
 
+/// Fresh seeds of which some must have condemned what streams share: it takes several epochs and two horizons.
+const SHARED_SEEDS: u64 = 2000;
+
 /// Threads: each runs worlds of its own.
 const THREADS: usize = 2;
 
@@ -44,6 +47,8 @@ struct Total {
     resend_checks: u64,
     passed: u64,
     alone: u64,
+    packs: u64,
+    condemn_lists: u64,
     coverage: Coverage,
     store_faults: BTreeMap<&'static str, u64>,
     steps: BTreeMap<&'static str, u64>,
@@ -71,6 +76,8 @@ impl Total {
         self.resend_checks += outcome.resend_checks;
         self.passed += outcome.passed;
         self.alone += outcome.alone;
+        self.packs += outcome.packs;
+        self.condemn_lists += outcome.condemn_lists;
         self.coverage.add(&outcome.coverage);
         outcome.store_faults.iter().for_each(|(name, count)| *self.store_faults.entry(name).or_default() += count);
         outcome.steps.iter().for_each(|(name, count)| *self.steps.entry(name).or_default() += count);
@@ -112,7 +119,7 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
     eprintln!("{} seeds that failed before, and {count} fresh ones from {first}", seeds.len() as u64 - count);
     let total = run_all(&seeds);
     eprintln!(
-        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured, the horizon had moved for {} machines, {} were judged without the cache store",
+        "{} runs: {} operations, {} faults, {} positions judged, {} points across machines, {} compares, {} starts measured, the horizon had moved for {} machines, {} were judged without the cache store; {} packs, {} condemn lists",
         total.runs,
         total.operations,
         total.coverage.total(),
@@ -121,7 +128,9 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
         total.compares,
         total.resend_checks,
         total.passed,
-        total.alone
+        total.alone,
+        total.packs,
+        total.condemn_lists
     );
     eprintln!("{}", total.coverage);
     eprintln!("faults of the store: {:?}", total.store_faults);
@@ -132,6 +141,10 @@ fn fresh_seeds_and_all_that_ever_failed_keep_every_promise() {
         total.groups > 0 && total.compares > 0 && total.resend_checks > 0 && total.passed > 0 && total.alone > 0,
         "an oracle had nothing to judge"
     );
+    assert!(total.packs > 0, "nothing was packed");
+    if count >= SHARED_SEEDS {
+        assert!(total.condemn_lists > 0, "nothing that is shared was condemned");
+    }
     if count >= COVERAGE_SEEDS {
         assert_eq!(total.coverage.missing(), Vec::new(), "faults that never struck in a state");
     }

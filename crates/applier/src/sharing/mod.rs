@@ -31,16 +31,13 @@ pub(crate) use collect::collect_shared_with;
 pub use collect::{SharedCondemned, SharedGarbage, SharedOptions, SharedReport, collect_shared};
 pub(crate) use release::release;
 
-/// Looks of the policy for each pass.
-const SELDOM: u32 = 60;
-
 /// Passes of the shared collection until stopped. A pass that fails has deleted nothing that it must not, and comes again.
 pub(crate) async fn run(store: Store, keys: Arc<Keys>, every: Duration, stop: CancellationToken, rules: Rules) {
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(every * SELDOM) => {}
+            () = tokio::time::sleep(every) => {}
         }
         match collect_shared_with(&store, &keys, SharedOptions::default(), rules).await {
             Ok(report) => {

@@ -53,7 +53,7 @@ pub(crate) fn settings() -> ApplierConfig {
         commit_every: Duration::from_secs(1),
         tidy_every: Duration::from_secs(60),
         gc: false,
-        gc_shared: false,
+        gc_shared: None,
         state_digests: false,
     }
 }

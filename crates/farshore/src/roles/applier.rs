@@ -22,6 +22,9 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How often it looks what the policy keeps no longer.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
+/// How often it looks for what machines share and nobody reads any more.
+const SHARED_EVERY: Duration = Duration::from_secs(3600);
+
 /// Bytes of a full pack.
 const PACK_BYTES: u64 = 64 << 20;
 
@@ -48,7 +51,7 @@ impl ApplierRole {
             commit_every: COMMIT_EVERY,
             tidy_every: TIDY_EVERY,
             gc: config.applier.gc,
-            gc_shared: config.applier.gc_shared,
+            gc_shared: config.applier.gc_shared.then_some(SHARED_EVERY),
             state_digests: config.applier.state_digests,
             map_segments: config.applier.map_segments,
             pack_bytes: PACK_BYTES,
