@@ -167,3 +167,33 @@ fn is_pinned(site: &Site, id: &str) -> bool {
     let point = view["points"].as_array().expect("a list").iter().find(|point| point["id"] == id).expect("listed");
     point["pinned"].as_bool().expect("said")
 }
+
+#[test]
+fn the_stages_of_running_roles_say_what_they_move() {
+    let site = Site::new(SiteOptions::default());
+    let _server = site.start(&["process-server"]);
+    let _agent = site.start_agent("db");
+    site.wait_stored("db");
+    let uri = site.nbd_uri("db", "root");
+    let shown = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| site.json(&["status", "--stages", "--for", "3s"]));
+        // Other bytes each time, until the look is over.
+        let mut round = 0;
+        while !looking.is_finished() {
+            run("qemu-io", &["-f", "raw", "-c", &format!("write -P {} 0 4M", round % 251 + 1), "-c", "flush", &uri]);
+            round += 1;
+        }
+        looking.join().expect("it does not panic")
+    });
+    let stages = shown["process_server"].as_array().expect("stages");
+    let names: Vec<_> = stages.iter().map(|stage| stage["stage"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["ingest", "pipeline", "upload"]);
+    for stage in stages {
+        assert!(stage["bytes_per_second"].as_u64() > Some(0), "{shown}");
+        assert!(stage["busy_percent"].as_f64().is_some_and(|busy| (0.0..=100.0).contains(&busy)), "{shown}");
+    }
+    let captured = &shown["agents"][0]["stages"][0];
+    assert!(captured["stage"] == "capture" && captured["bytes_per_second"].as_u64() > Some(1 << 20), "{shown}");
+    let words = site.run(&["status", "--stages", "--for", "200ms"]);
+    assert!(words.code == 0 && words.stdout.contains("process-server pipeline"), "{words:?}");
+}

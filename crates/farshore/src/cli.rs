@@ -66,7 +66,7 @@ pub enum Command {
     /// Run the applier
     Applier,
     /// Show how roles and machines stand; asks the running roles, else the store
-    Status,
+    Status(StatusArgs),
     /// List the recovery points and valid positions of a machine
     Points(MachineArgs),
     /// Make a named recovery point; returns once it is stored
@@ -88,12 +88,23 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
-    /// Say of every object of a machine that the applier would delete (with `gc = true`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
+    /// Say of every object of a machine that the applier would delete (with `gc`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
     Gc(GcArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
     /// Show what an object file of the store is and holds
     Dump(DumpArgs),
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show what each stage moves and how busy it is, and which one bounds the others
+    #[arg(long)]
+    pub stages: bool,
+    /// How long to look at the stages
+    #[arg(long = "for", value_name = "TIME", default_value = "2s", requires = "stages", value_parser = looking_time)]
+    pub look: std::time::Duration,
 }
 
 /// `demo`
@@ -200,6 +211,13 @@ pub struct PinArgs {
 fn point_id(text: &str) -> Result<PointId, String> {
     let id = text.strip_prefix("id:").unwrap_or(text);
     id.parse().map_err(|_| "this is no id of a point: `farshore points` shows them".to_owned())
+}
+
+/// How long `status --stages` may look.
+fn looking_time(text: &str) -> Result<std::time::Duration, String> {
+    let time = model::parse_duration(text).map_err(|error| error.to_string())?;
+    let range = std::time::Duration::from_millis(100)..=std::time::Duration::from_secs(3600);
+    if range.contains(&time) { Ok(time) } else { Err("it must be between 100ms and 1h".to_owned()) }
 }
 
 /// The agent's rule, told before it is asked.

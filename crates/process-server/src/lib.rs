@@ -18,6 +18,7 @@ pub mod pipeline;
 mod server;
 mod session;
 mod share;
+mod stages;
 mod status;
 mod stream;
 mod sync;

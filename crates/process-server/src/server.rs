@@ -20,7 +20,8 @@ use transport::{Connection, Listener, Peer, Role};
 use crate::pipeline::Pipeline;
 use crate::session::{self, SessionEnd, SessionHandle};
 use crate::share::Sharing;
-use crate::status::{ProcessServerStatus, StageStatus};
+use crate::stages::{Stage, Stages};
+use crate::status::ProcessServerStatus;
 use crate::stream::{self, Message, StreamContext, StreamHandle, StreamShared};
 use crate::{ProcessServerConfig, ProcessServerError};
 
@@ -36,6 +37,7 @@ pub struct ProcessServer {
     store: Store,
     keys: Arc<Keys>,
     pipeline: Arc<Pipeline>,
+    stages: Arc<Stages>,
     sharing: Option<Arc<Sharing>>,
     streams: Mutex<BTreeMap<MachineName, StreamHandle>>,
     sessions: AtomicU64,
@@ -87,8 +89,10 @@ impl ProcessServer {
             let lists = VaultLists::new(store.clone(), keys.clone());
             Arc::new(Sharing::new(config.share_entries_max, lists, rules.server))
         });
+        let stages = Arc::<Stages>::default();
         Ok(Arc::new(ProcessServer {
-            pipeline: Arc::new(Pipeline::start(config.workers, keys.clone())?),
+            pipeline: Arc::new(Pipeline::start(config.workers, keys.clone(), stages.clone())?),
+            stages,
             sharing,
             config,
             store,
@@ -158,7 +162,7 @@ impl ProcessServer {
         }
         // Relaxed: only that no two sessions have one number matters.
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let handle = Arc::new(SessionHandle::new(id, &hello, connection.address.clone()));
+        let handle = Arc::new(SessionHandle::new(id, &hello, connection.address.clone(), self.stages.clone()));
         let machine = connection.peer.name.clone();
         let stream = self.stream(&machine);
         session::run(&stream, &machine, &handle, hello, connection, self.config.credit_bytes).await
@@ -194,6 +198,7 @@ impl ProcessServer {
                     keys: self.keys.clone(),
                     sharing: self.sharing.clone(),
                     pipeline: self.pipeline.clone(),
+                    stages: self.stages.clone(),
                     shared: shared.unwrap_or_else(|| Arc::new(StreamShared::new(machine.to_string()))),
                     abort: self.abort.child_token(),
                     rules: self.rules,
@@ -224,9 +229,14 @@ impl ProcessServer {
             name: self.config.name.to_string(),
             stopping: self.stopping.is_cancelled(),
             stages: vec![
-                StageStatus { stage: "ingest", busy: connected, queued: waiting },
+                self.stages.status(Stage::Ingest, connected.max(1), connected, waiting),
                 self.pipeline.status(),
-                StageStatus { stage: "upload", busy: uploads, queued: pending.saturating_sub(uploads) },
+                self.stages.status(
+                    Stage::Upload,
+                    self.config.uploads_max * machines.len().max(1),
+                    uploads,
+                    pending.saturating_sub(uploads),
+                ),
             ],
             machines,
         }

@@ -57,8 +57,14 @@ pub struct MachineStatus {
 pub struct StageStatus {
     /// `ingest`, `pipeline` or `upload`.
     pub stage: &'static str,
+    /// How many things it can work on at once.
+    pub places: usize,
     /// Things being worked on.
     pub busy: usize,
     /// Things waiting.
     pub queued: usize,
+    /// Bytes worked on since the server started.
+    pub bytes_total: u64,
+    /// Seconds of work since then, added up over all places.
+    pub busy_seconds_total: f64,
 }

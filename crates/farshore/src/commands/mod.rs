@@ -17,6 +17,7 @@ mod points;
 mod restore;
 mod revoke;
 mod serve;
+mod stages;
 mod status;
 mod unprotect;
 mod verify;
@@ -41,7 +42,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Agent(args) => roles::agent(global, &args).await?,
         Command::ProcessServer => roles::process_server(global).await?,
         Command::Applier => roles::applier(global).await?,
-        Command::Status => status::run(global, output).await?,
+        Command::Status(args) if args.stages => stages::run(global, args.look, output).await?,
+        Command::Status(_) => status::run(global, output).await?,
         Command::Points(args) => points::run(global, &args, output).await?,
         Command::Mark(args) => mark::run(global, &args, output).await?,
         Command::Gc(args) => gc::run(global, &args, output).await?,

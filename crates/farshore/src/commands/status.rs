@@ -41,7 +41,7 @@ pub async fn run(global: &Global, output: Output) -> anyhow::Result<()> {
 }
 
 /// A role's own word; none when it does not run or does not answer.
-async fn ask(config: &Config, socket: &Socket) -> Option<Value> {
+pub(super) async fn ask(config: &Config, socket: &Socket) -> Option<Value> {
     call(&socket.path(config), "/status", None, QUESTION_TIMEOUT).await.ok()
 }
 

@@ -29,6 +29,7 @@ pub use assemble::assemble_segment;
 pub use chunk::{FRAME_PLAIN_BYTES, JOBS_PER_SEGMENT_MAX, JobOutput, JobStats, RecordWorker, SegmentContext};
 
 use crate::ProcessServerError;
+use crate::stages::{Stage, Stages};
 use crate::status::StageStatus;
 use crate::sync;
 
@@ -90,24 +91,26 @@ pub(crate) struct Pipeline {
     inline: Option<Mutex<RecordWorker>>,
     keys: Arc<Keys>,
     jobs_max: usize,
+    workers: usize,
+    stages: Arc<Stages>,
 }
 
 impl Pipeline {
     /// Starts the threads; they end when the pipeline is closed or dropped.
-    pub(crate) fn start(workers: usize, keys: Arc<Keys>) -> Result<Self, ProcessServerError> {
+    pub(crate) fn start(workers: usize, keys: Arc<Keys>, stages: Arc<Stages>) -> Result<Self, ProcessServerError> {
         let jobs_max = (workers * JOBS_PER_WORKER).max(JOBS_MIN);
         let worker = || {
-            let (mut worker, keys) = (RecordWorker::new(keys.clone()), keys.clone());
+            let (mut worker, keys, stages) = (RecordWorker::new(keys.clone()), keys.clone(), stages.clone());
             move |job, waiting| {
                 crate::metrics::queue_depth(waiting);
                 let level = if waiting * 2 > jobs_max { Level::Fast } else { Level::Normal };
-                run(&mut worker, &keys, job, level);
+                run(&mut worker, &keys, &stages, job, level);
             }
         };
         let handover = Handover::start(workers, jobs_max, worker)
             .map_err(|(index, source)| ProcessServerError::Thread { index, source })?;
         let inline = (workers == 0).then(|| Mutex::new(RecordWorker::new(keys.clone())));
-        Ok(Pipeline { handover, inline, keys, jobs_max })
+        Ok(Pipeline { handover, inline, keys, jobs_max, workers: workers.max(1), stages })
     }
 
     /// Places in the pipeline, and what a result channel must hold.
@@ -124,7 +127,7 @@ impl Pipeline {
     pub(crate) fn submit(&self, job: Job) {
         if let Some(worker) = &self.inline {
             let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
-            return run(&mut worker, &self.keys, job, Level::Normal);
+            return run(&mut worker, &self.keys, &self.stages, job, Level::Normal);
         }
         self.handover.submit(job);
     }
@@ -137,15 +140,18 @@ impl Pipeline {
     /// Busy workers and waiting jobs.
     pub(crate) fn status(&self) -> StageStatus {
         let (busy, queued) = self.handover.counts();
-        StageStatus { stage: "pipeline", busy, queued }
+        self.stages.status(Stage::Pipeline, self.workers, busy, queued)
     }
 }
 
 /// Runs one job and sends its result. After a panic the worker is made anew.
-fn run(worker: &mut RecordWorker, keys: &Arc<Keys>, job: Job, level: Level) {
+fn run(worker: &mut RecordWorker, keys: &Arc<Keys>, stages: &Stages, job: Job, level: Level) {
     let (epoch, slot, begun) = (job.epoch, job.slot, Instant::now());
     let told = |done: Done| {
         crate::metrics::job_done(&done, begun.elapsed(), level);
+        // Putting together works on what was counted before.
+        let bytes = if let Done::Records { output, .. } = &done { output.stats.plain_bytes } else { 0 };
+        stages.worked(Stage::Pipeline, bytes, begun.elapsed());
         done
     };
     let mut panicked = false;

@@ -25,6 +25,7 @@ pub(crate) use ingest::Batch;
 use ingest::{Ingest, Violation};
 use outbox::Outbox;
 
+use crate::stages::{Stage, Stages};
 use crate::stream::{Admitted, Message, StreamHandle};
 use crate::sync;
 
@@ -51,12 +52,14 @@ pub(crate) struct SessionHandle {
     pub ended: CancellationToken,
     /// Credit taken and not given back.
     pub in_flight: AtomicU64,
+    /// Where its work is counted.
+    stages: Arc<Stages>,
     heard: Mutex<Instant>,
 }
 
 impl SessionHandle {
     /// A new session of the agent that said this.
-    pub(crate) fn new(id: u64, hello: &Hello, address: String) -> Self {
+    pub(crate) fn new(id: u64, hello: &Hello, address: String, stages: Arc<Stages>) -> Self {
         SessionHandle {
             id,
             instance: hello.instance,
@@ -64,6 +67,7 @@ impl SessionHandle {
             outbox: Outbox::default(),
             ended: CancellationToken::new(),
             in_flight: AtomicU64::new(0),
+            stages,
             heard: Mutex::new(Instant::now()),
         }
     }
@@ -259,10 +263,12 @@ async fn read_frames(
             return Violation::Credit { in_flight, credit }.into();
         }
         crate::metrics::ingested(cost, records.len());
-        let batches = match ingest.take(records, Instant::now()) {
+        let begun = Instant::now();
+        let batches = match ingest.take(records, begun) {
             Ok(batches) => batches,
             Err(violation) => return violation.into(),
         };
+        session.stages.worked(Stage::Ingest, cost, begun.elapsed());
         for batch in batches {
             if stream.sender.send(Message::Data { session: session.id, batch }).await.is_err() {
                 // The stream has ended and told the writing side to close: let it write what is still owed.

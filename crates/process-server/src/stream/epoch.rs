@@ -184,7 +184,8 @@ impl OpenEpoch {
     pub(crate) fn advance(&mut self) {
         while self.uploads.len() < self.context.config.uploads_max {
             let Some((slot, parts)) = self.segments.next_to_upload() else { break };
-            self.uploads.spawn(upload::put(self.writer.clone(), slot, parts, self.watch.clone()));
+            let stages = self.context.stages.clone();
+            self.uploads.spawn(upload::put(self.writer.clone(), slot, parts, self.watch.clone(), stages));
         }
         if self.look.is_none()
             && let Some(slot) = self.segments.put_up_to()

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::pipeline::Pipeline;
 use crate::session::{Batch, SessionHandle};
 use crate::share::Sharing;
+use crate::stages::Stages;
 use crate::{ProcessServerConfig, ServerRules};
 
 pub use admit::{Admitted, admit, admit_with};
@@ -53,6 +54,8 @@ pub(crate) struct StreamContext {
     pub sharing: Option<Arc<Sharing>>,
     /// Workers.
     pub pipeline: Arc<Pipeline>,
+    /// What stages have done.
+    pub stages: Arc<Stages>,
     /// What the outside may look at.
     pub shared: Arc<StreamShared>,
     /// Ends the actor at once.

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use store::{LogWriter, StoreError};
 use tokio::time::{Instant, sleep};
 
+use crate::stages::{Stage, Stages};
+
 /// Pause after the first failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
@@ -31,6 +33,7 @@ pub(crate) async fn put(
     slot: u64,
     parts: Vec<Bytes>,
     watch: StoreWatch,
+    stages: Arc<Stages>,
 ) -> Result<u64, StoreError> {
     let bytes = parts.iter().map(|part| part.len() as u64).sum();
     let mut pause = BACKOFF_MIN;
@@ -43,6 +46,7 @@ pub(crate) async fn put(
             Ok(()) => {
                 probe::failpoint!("process-server-segment-put");
                 crate::metrics::uploaded(bytes, begun.elapsed());
+                stages.worked(Stage::Upload, bytes, begun.elapsed());
                 watch(None);
                 return Ok(slot);
             }
