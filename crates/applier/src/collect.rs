@@ -1,9 +1,10 @@
 //! Garbage collection by the applier that owns the manifest log (rule 6 of docs/rfcs/0001-epoch-log.md, and
-//! docs/rfcs/0006-horizon.md for segments and maps), and the making of packs (docs/rfcs/0009-packs.md); off unless switched on.
+//! docs/rfcs/0006-horizon.md for segments and maps), and the making of packs (docs/rfcs/0009-packs.md); `[applier] gc`.
 //!
 //! A pass lists everything of a machine. So it follows our own opening or a move of the horizon, or comes once an hour if anything
-//! was acknowledged meanwhile; it is bounded, so that promotion waits for little, and what is left comes a minute later. Packs are made by what the same pass has listed, and what they make needless goes with the next one. A doubt stops the pass, not the applier: what is not collected does no
-//! harm.
+//! was acknowledged meanwhile; it is bounded, so that promotion waits for little, and what is left comes a
+//! minute later. Packs are made by what the same pass has listed, and what they make needless goes with the next one. A doubt
+//! stops the pass, not the applier: what is not collected does no harm.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
