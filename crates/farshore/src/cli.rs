@@ -88,7 +88,7 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
-    /// Say of every object of a machine that the applier would delete (with `gc`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
+    /// Say of every object of a machine that the applier would delete (with `gc = true`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
     Gc(GcArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),

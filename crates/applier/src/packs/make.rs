@@ -71,15 +71,15 @@ pub(crate) struct Packing {
     /// The manifest epoch, and the number of the last pack put under it.
     last: (u64, u64),
     /// Of objects counted before, how many frames were needed and how many bytes these have. Needed only becomes less: as long as
-    /// the number is the same, so are the frames.
-    counted: BTreeMap<Run, (u64, u64)>,
+    /// the number is the same, so are the frames. A pack has other bytes than what it stands for, so each object counts for itself.
+    counted: BTreeMap<Object, (u64, u64)>,
     /// Objects of which a needed frame did not open, under this manifest epoch: they stay as they are, and their neighbours do not
     /// stay with them.
-    damaged: BTreeSet<Run>,
+    damaged: BTreeSet<Object>,
 }
 
-/// The first and the last segment for which an object stands.
-type Run = (LogPosition, LogPosition);
+/// The first segment for which an object stands, and its name if it is a pack.
+type Object = (LogPosition, Option<PackName>);
 
 /// Frames of one segment with their sealed bytes.
 type Copied = (SegmentName, ObjectId, Vec<(FrameInfo, Bytes)>);
@@ -154,13 +154,13 @@ impl Packing {
         let mut known = BTreeMap::new();
         let mut unknown = Vec::new();
         for (index, unit) in units.iter().enumerate() {
-            let (run, count) = ((unit.first, unit.last), frames(unit));
-            if self.damaged.contains(&run) {
+            let (object, count) = (object_of(unit), frames(unit));
+            if self.damaged.contains(&object) {
                 continue;
             }
-            match self.counted.get(&run).filter(|(before, _)| *before == count) {
-                Some(counted) => _ = known.insert(run, *counted),
-                None => unknown.push((index, run, count)),
+            match self.counted.get(&object).filter(|(before, _)| *before == count) {
+                Some(counted) => _ = known.insert(object, *counted),
+                None => unknown.push((index, object, count)),
             }
         }
         repacked.more |= unknown.len() > STEP_COUNTED;
@@ -168,18 +168,21 @@ impl Packing {
         let end = unknown.get(STEP_COUNTED).map_or(units.len(), |(index, ..)| *index);
         unknown.truncate(STEP_COUNTED);
         let units_of = &units;
-        let mut reads = futures::stream::iter(unknown)
-            .map(|(index, run, count)| async move { (run, count, from.needed_bytes(reader, &units_of[index]).await) })
-            .buffered(READS_MAX);
-        while let Some((run, count, bytes)) = reads.next().await {
+        let mut reads =
+            futures::stream::iter(unknown)
+                .map(|(index, object, count)| async move {
+                    (object, count, from.needed_bytes(reader, &units_of[index]).await)
+                })
+                .buffered(READS_MAX);
+        while let Some((object, count, bytes)) = reads.next().await {
             if let Some(bytes) = hear(&mut repacked.trouble, bytes)? {
-                known.insert(run, (count, bytes));
+                known.insert(object, (count, bytes));
             }
         }
         drop(reads);
         let mut stretches = vec![Vec::new()];
         for unit in units.drain(..end) {
-            match known.get(&(unit.first, unit.last)) {
+            match known.get(&object_of(&unit)) {
                 Some((_, needed)) => {
                     stretches.last_mut().expect("never empty").push(Unit { needed: *needed, ..unit });
                 }
@@ -201,7 +204,7 @@ impl Packing {
         for unit in group {
             let found = from.copy(reader, unit).await;
             if found.as_ref().is_err_and(|error| error.kind() == ErrorKind::Damage) {
-                self.damaged.insert((unit.first, unit.last));
+                self.damaged.insert(object_of(unit));
             }
             for (segment, id, frames) in found? {
                 writer.add(segment.epoch, segment.slot, id, frames);
@@ -246,6 +249,10 @@ fn hear<T>(trouble: &mut Option<RecoverError>, done: Result<T, RecoverError>) ->
         }
         Err(error) => Err(error),
     }
+}
+
+fn object_of(unit: &Unit) -> Object {
+    (unit.first, unit.pack.as_ref().map(|pack| pack.name))
 }
 
 fn unit_of(pack: &PackRef) -> Unit {

@@ -34,7 +34,7 @@ async fn explain(global: &Global, machine: &MachineName, output: Output) -> anyh
             text += &format!("{}\n", plan.explain(garbage));
         }
         text + &format!(
-            "{} objects of {}, {bytes} bytes: nothing was deleted. The applier deletes them unless [applier] says gc = false.",
+            "{} objects of {}, {bytes} bytes: nothing was deleted. The applier deletes with gc = true in [applier].",
             plan.garbage.len(),
             machine
         )
