@@ -50,9 +50,17 @@ fn bias(rule: Rule) -> &'static [Fault] {
 /// version gives away too) and a second agent let in over a first one in the process server's.
 const DEFENDED_TWICE: [Rule; 3] = [Rule::DigestBeforeFree, Rule::RevertedMemoryRefused, Rule::SecondAgentRefused];
 
-/// Rules of sharing between streams: scenes share nothing yet. Each is shown to matter in the tests of process server and applier.
-const NOT_IN_SCENES: [Rule; 5] =
-    [Rule::SharedWhenStored, Rule::ListsAfterEpoch, Rule::HeadsAwaited, Rule::MarkedAgain, Rule::SharedKept];
+/// Rules of sharing between streams, and of several consumers of one: scenes share nothing yet, and have one applier. Each is shown to
+/// matter in the tests of process server and applier.
+const NOT_IN_SCENES: [Rule; 7] = [
+    Rule::SharedWhenStored,
+    Rule::ListsAfterEpoch,
+    Rule::HeadsAwaited,
+    Rule::MarkedAgain,
+    Rule::SharedKept,
+    Rule::ConsumersHoldSegments,
+    Rule::TrimmedBeforeDeleted,
+];
 
 fn removals() -> Vec<Removal> {
     let elsewhere = |rule: &&Rule| DEFENDED_TWICE.contains(rule) || NOT_IN_SCENES.contains(rule);
