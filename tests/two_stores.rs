@@ -1,6 +1,7 @@
 //! A cache store and vault stores of their own: two appliers follow one stream at once, each into its own; then the cache store
-//! is gone for good, and each vault store alone gives everything back.
+//! is gone for good, and each vault store alone gives everything back. Or one of the appliers is away: the cache store keeps what it needs.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::harness::judge::{Kept, keep_point};
 use crate::harness::load::{Load, Writer};
 use crate::harness::site::{Ran, assert_same, difference};
 use crate::harness::tools::try_run;
-use crate::harness::{Proc, Seed, Site, SiteOptions, eventually};
+use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 
 fn options(vault: &'static str) -> SiteOptions {
     let machines = vec![("db", vec![("root", 24 << 20), ("data", 16 << 20)])];
@@ -167,6 +168,122 @@ fn newest_segment(folder: &std::path::Path) -> PathBuf {
         names.max().expect("something is there")
     };
     newest(&newest(folder))
+}
+
+/// Epochs and paths of the slots of the stream in the cache store.
+fn slots(site: &Site) -> BTreeSet<(u64, PathBuf)> {
+    let epochs = std::fs::read_dir(site.path("site/store/machine/db/stream/seg")).expect("the stream's folder");
+    let slots = epochs.map(|epoch| epoch.expect("entry").path()).flat_map(|epoch| {
+        let name = epoch.file_name().expect("a name").to_string_lossy().into_owned();
+        let number = u64::from_str_radix(&name, 16).expect("epochs are numbers");
+        std::fs::read_dir(epoch).expect("listed").map(move |slot| (number, slot.expect("entry").path()))
+    });
+    slots.collect()
+}
+
+/// An applier collects at once when it has caught up, and then once a minute: so it is started anew until something is true.
+fn appliers_until(site: &Site, what: &str, mut holds: impl FnMut() -> bool) {
+    eventually(what, || {
+        let applier = site.start(&["applier"]);
+        let mut looks = 0;
+        let done = eventually("a look", || {
+            looks += 1;
+            if holds() {
+                Ok(true)
+            } else if looks > 100 {
+                Ok(false)
+            } else {
+                Err("not yet".to_owned())
+            }
+        });
+        // It may be so early that it cannot be told to stop yet.
+        applier.stop(PATIENCE);
+        if done { Ok(()) } else { Err(site.run(&["--json", "consumers", "db"]).stdout) }
+    });
+}
+
+#[test]
+fn the_cache_store_keeps_what_an_applier_that_is_away_needs_and_shrinks_when_it_is_back() {
+    let site = Site::new(options("vault-a"));
+    let text =
+        std::fs::read_to_string(site.config()).expect("config").replacen("[applier]\n", "[applier]\ngc = true\n", 1);
+    std::fs::write(site.config(), text).expect("config is written");
+    let other = site.sibling("other", SiteOptions { store: Some(site.store_url()), ..options("vault-b") });
+    let agent = site.start_agent("db");
+    // The stream goes on in another epoch with each process server.
+    let write = |seed: u64| {
+        let server = site.start(&["process-server"]);
+        let writer = load(&site, seed);
+        wait_written(&writer, 60);
+        writer.finish();
+        (site.wait_stored("db"), server)
+    };
+    write(510).1.kill();
+    let (head, server) = write(511);
+    // It is a consumer before the other one may trim anything.
+    let second = other.start(&["applier"]);
+    wait_processed(&other, &site, head);
+    let first = site.start(&["applier"]);
+    wait_processed(&site, &site, head);
+    let listed = site.json(&["consumers", "db"]);
+    let consumers = listed["consumers"].as_array().expect("consumers");
+    assert!(consumers.len() == 2 && listed["trimmed"].as_u64().is_some_and(|epoch| epoch < 2), "{listed:#}");
+    let away = consumers.iter().find(|consumer| consumer["vault"] == other.vault_url()).expect("it is one of them");
+    let (name, cursor) = (away["name"].as_str().expect("a name").to_owned(), away["epoch"].as_u64().expect("an epoch"));
+    assert!(second.stop(PATIENCE).success());
+    server.kill();
+    let mut last = head;
+    for seed in 512..515 {
+        let (head, server) = write(seed);
+        wait_processed(&site, &site, head);
+        server.kill();
+        last = head;
+    }
+    assert!(first.stop(PATIENCE).success());
+    let before = slots(&site);
+    let needed: BTreeSet<_> = before.iter().filter(|(epoch, _)| *epoch >= cursor).cloned().collect();
+    assert!(needed.len() > 6 && needed.last().expect("some").0 > cursor + 1, "{needed:?}");
+    appliers_until(&site, "all goes that the one that is away has", || {
+        slots(&site).first().is_some_and(|(epoch, _)| *epoch >= cursor)
+    });
+    assert_eq!(slots(&site), needed, "nothing goes that it needs");
+    // It is back, and then the other one lets everything go but the last epoch.
+    let second = other.start(&["applier"]);
+    wait_processed(&other, &site, last);
+    assert!(second.stop(PATIENCE).success());
+    let newest = needed.last().expect("some").0;
+    appliers_until(&site, "what both have goes", || slots(&site).first().is_some_and(|(epoch, _)| *epoch == newest));
+    assert_eq!(site.json(&["consumers", "db"])["trimmed"], newest - 1);
+    for of in [&site, &other] {
+        assert_eq!(of.run(&["verify", "db"]).code, 0);
+    }
+    // The stream goes on, and each vault store alone has all of it.
+    let (head, server) = write(515);
+    for of in [&site, &other] {
+        let applier = of.start(&["applier"]);
+        wait_processed(of, &site, head);
+        assert!(applier.stop(PATIENCE).success());
+    }
+    agent.kill();
+    server.kill();
+    for vault in ["vault-a", "vault-b"] {
+        let alone = Alone::new(&site, vault);
+        for (disk, restored) in ["root", "data"].iter().zip(&alone.restore("latest")) {
+            assert_same(&site.source("db", disk), restored);
+        }
+        alone.works(&["verify", "db"]);
+    }
+    let told =
+        site.run_bare(&["--store", &site.store_url(), "--key", &Alone::new(&site, "vault-a").key, "points", "db"]);
+    assert!(
+        told.code == 2 && told.stderr.contains(&other.vault_url()),
+        "the cache store alone says where it is: {told:?}"
+    );
+    // One that is gone for good is forgotten by its name.
+    assert_eq!(site.run(&["consumers", "db", "--forget", "0000000000000000"]).code, 2);
+    assert_eq!(site.json(&["consumers", "db", "--forget", &name])["forgotten"], name.as_str());
+    let left = site.json(&["consumers", "db"]);
+    assert!(left["consumers"].as_array().is_some_and(|left| left.len() == 1 && left[0]["name"] != name.as_str()));
 }
 
 #[test]

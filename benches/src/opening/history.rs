@@ -23,6 +23,9 @@ use store::{EpochLog, Genesis, LogEnd, LogPosition, LogWriter, Store};
 /// Records of a segment.
 pub const RECORDS: u64 = 512;
 
+/// Segments of a leaf, as the configuration has them unless it says otherwise.
+pub const LEAF: usize = 8;
+
 /// Every byte of the first block, which is written once, at the beginning.
 pub const FIRST: u8 = 0xf1;
 
@@ -148,7 +151,7 @@ async fn take_in(store: &Store, keys: &Arc<Keys>, last: LogHead) -> Result<()> {
         replicas: Default::default(),
         replica_lag: Duration::MAX,
         state_digests: false,
-        map_segments: 64,
+        map_segments: LEAF,
         pack_bytes: 64 << 20,
         commit_every: Duration::from_secs(1),
         tidy_every: Duration::from_secs(60),

@@ -42,7 +42,7 @@ pub struct ApplierConfig {
     pub replica_lag: Duration,
     /// Whether what the disks of each point hold is reckoned: everything written is read again, as it was and as it is.
     pub state_digests: bool,
-    /// Segments that a map takes in together, from 1; 64 is a good choice. More make fewer maps and longer tails to read.
+    /// Segments that a map takes in together, from 1; 8 is a good choice. More make fewer maps, and more tables to read for a position.
     pub map_segments: usize,
     /// Bytes of a full pack; 64 MiB is a good choice, and 0 makes none. A sixty-fourth of it is what must be saved for bytes alone to be rewritten.
     pub pack_bytes: u64,

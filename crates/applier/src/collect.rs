@@ -13,10 +13,11 @@ use std::time::Duration;
 use format::keys::Keys;
 use model::{EventKind, MachineName, PointId, Severity};
 use probe::Rules;
-use store::{CollectError, Collected, EpochLog, LogPosition, Plan, Store, StoreError};
+use store::{CollectError, Collected, ConsumerList, EpochLog, LogPosition, Plan, Store, StoreError};
 use tokio::time::Instant;
 
 use crate::applier::Shared;
+use crate::consumers::Consuming;
 use crate::manifest::ManifestOwner;
 use crate::maps::Maps;
 use crate::needed::Marks;
@@ -73,8 +74,9 @@ impl Collection {
         owner: &ManifestOwner,
         stream: &EpochLog,
         maps: &Arc<Maps>,
+        consuming: &mut Consuming,
     ) -> Result<Repacked, ApplierError> {
-        let passed = self.pass(shared, owner, stream, maps).await;
+        let passed = self.pass(shared, owner, stream, maps, consuming).await;
         self.passed_at = Some(Instant::now());
         match passed {
             Ok((collected, mut repacked)) => {
@@ -111,15 +113,21 @@ impl Collection {
         owner: &ManifestOwner,
         stream: &EpochLog,
         maps: &Arc<Maps>,
+        consuming: &mut Consuming,
     ) -> Result<(Collected, Repacked), PassError> {
         let rules = shared.rules.applier;
         let marks = self.marked.marks(owner, maps, rules).await?;
         let needed = marks.as_ref().map(|marks| marks.needed.clone());
-        let plan = owner.writer().plan_collection(stream, needed).await?;
+        let mut plan = owner.writer().plan_collection(stream, needed).await?;
+        if shared.store.cache().is_none() {
+            // Consumers elsewhere may need what is garbage here: asked behind the look that the plan rests on.
+            plan.hold_behind(consuming.agree(plan.last_epoch(), rules).await.map_err(CollectError::from)?);
+        }
         for garbage in plan.garbage.iter().take(PASS_OBJECTS_MAX) {
             tracing::debug!(machine = %stream.machine, "{}", plan.explain(garbage));
         }
-        let collected = owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?;
+        let mut collected = owner.writer().collect(&plan, PASS_OBJECTS_MAX).await.map_err(CollectError::from)?;
+        collected.left += consuming.trim_cache(shared, owner.manifest(), PASS_OBJECTS_MAX).await?;
         let Some(marks) = marks else { return Ok((collected, Repacked::default())) };
         let from = Sources {
             store: &shared.store,
@@ -136,7 +144,7 @@ impl Collection {
 }
 
 /// What the applier of a machine would delete now with `gc` on, found without owning anything. Positions that the journal window
-/// has left while no applier moved the horizon are not in it. Errors: as recovery has them, and whatever is in doubt.
+/// has left while no applier moved the horizon are not in it; what consumers hold is told apart. Errors: as recovery has them, and whatever is in doubt.
 pub async fn preview_collection(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<Plan, ApplierError> {
     store::open_vault(store, keys).await?;
     let stream = stream_log(store, keys, machine);
@@ -148,7 +156,12 @@ pub async fn preview_collection(store: &Store, keys: &Arc<Keys>, machine: &Machi
     let read = log.manifest_of(&newest.entries)?;
     let maps = Arc::new(Maps::new(store.clone(), keys.clone(), machine.clone()));
     let needed = needed::needed(&maps, newest.end.position.epoch, &read, Rules::ALL).await?;
-    Ok(store::preview_collection(&log, &stream, needed.map(|marks| marks.needed)).await?)
+    let mut plan = store::preview_collection(&log, &stream, needed.map(|marks| marks.needed)).await?;
+    if store.cache().is_none() {
+        let state = ConsumerList::new(store, keys.clone(), machine.clone()).read().await?;
+        plan.hold_behind(state.lowest().map_or(u64::MAX, |lowest| lowest.saturating_sub(1)));
+    }
+    Ok(plan)
 }
 
 /// A pass was not finished; what it did stays done.
@@ -160,6 +173,9 @@ enum PassError {
     /// A map that says what is needed cannot be read.
     #[error(transparent)]
     Mark(#[from] RecoverError),
+    /// The cache store cannot be trimmed.
+    #[error(transparent)]
+    Trim(#[from] ApplierError),
 }
 
 /// What was marked last. Every run of every map up to the horizon is read for it, so it is done anew only when there is something

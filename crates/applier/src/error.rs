@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use format::FormatError;
 use format::map::MapTooLarge;
 use model::{DiskName, MachineName, Seq};
-use store::{CollectError, StoreError};
+use store::{CollectError, Refused, StoreError};
 
 use crate::recover::{ErrorKind, RecoverError};
 
@@ -116,6 +116,22 @@ pub enum ApplierError {
         /// The vault store.
         vault: String,
     },
+    /// The cache store gave up what this applier's vault store, or an applier without one, would need.
+    #[error(
+        "{store} does not keep what is needed of {machine}: {}; promoted is up to epoch {epoch}, and nothing more is. \
+         `farshore consumers {machine}` shows whose vault stores have the history",
+        why(refused)
+    )]
+    NotConsumed {
+        /// Whose stream.
+        machine: MachineName,
+        /// The cache store.
+        store: String,
+        /// The epoch that the manifest has come to.
+        epoch: u64,
+        /// Why.
+        refused: Refused,
+    },
     /// Segments of other machines rest on segments of the one to be purged.
     #[error(
         "{machine} cannot be purged: {} still read data in its stream; purge them first, or wait until their points need it \
@@ -164,6 +180,15 @@ pub enum ApplierError {
     },
 }
 
+fn why(refused: &Refused) -> String {
+    match refused {
+        Refused::Trimmed(epoch) => {
+            format!("epochs of its stream up to {epoch} were given up, when no consumer needed them")
+        }
+        Refused::Full => "it has as many consumers as there may be, forget one (`--forget`)".to_owned(),
+    }
+}
+
 fn names(machines: &[MachineName]) -> String {
     machines.iter().map(MachineName::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -185,9 +210,10 @@ impl ApplierError {
             ApplierError::Store(error) => RecoverError::store_kind(error).exit_code(),
             ApplierError::Recover(error) => error.exit_code(),
             ApplierError::NotWalked { source, .. } => source.exit_code(),
-            ApplierError::Diverged { .. } | ApplierError::VaultDiffers { .. } | ApplierError::Collect(_) => {
-                ErrorKind::Damage.exit_code()
-            }
+            ApplierError::Diverged { .. }
+            | ApplierError::VaultDiffers { .. }
+            | ApplierError::NotConsumed { .. }
+            | ApplierError::Collect(_) => ErrorKind::Damage.exit_code(),
             _ => 1,
         }
     }

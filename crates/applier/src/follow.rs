@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun, Shared};
 use crate::collect::Collection;
+use crate::consumers::{self, Consuming};
 use crate::holds::{self, Holds};
 use crate::horizon::{self, Moving};
 use crate::manifest::ManifestOwner;
@@ -111,8 +112,10 @@ async fn follow(shared: &Shared, progressed: &mut bool) -> Result<(), ApplierErr
         // While the cache store is away, every try would leave an epoch of the manifest log in the vault store.
         log.newest_epoch().await?;
     }
+    consumers::look(shared).await?;
     let owner = ManifestOwner::attach(&shared.store, &shared.keys, &shared.machine, shared.rules.log).await?;
     let mut follower = Follower::new(shared, log, owner).await?;
+    follower.state_cursor().await?;
     shared.with_status(|status| status.manifest_epoch = follower.owner.epoch());
     follower.run(progressed).await
 }
@@ -150,6 +153,7 @@ struct Follower<'a> {
     holds: Holds,
     moving: Moving,
     collection: Collection,
+    consuming: Consuming,
     referring: Referring,
 }
 
@@ -181,6 +185,7 @@ impl<'a> Follower<'a> {
             holds: Holds::new(shared),
             moving: Moving::default(),
             collection: Collection::new(),
+            consuming: Consuming::new(shared, &owner).await?,
             referring: Referring::new(&log),
             log,
             owner,
@@ -221,6 +226,7 @@ impl<'a> Follower<'a> {
             if self.is_leaf_full() {
                 self.put_map().await?;
             }
+            self.state_cursor().await?;
             if matches!(wait, Some(Wait::CaughtUp)) && self.shared.config.gc {
                 self.move_horizon().await?;
                 self.collect().await?;
@@ -422,6 +428,17 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// Says in the cache store how far the acknowledged manifest is. What cannot be said now is said later: what is promoted stays so.
+    async fn state_cursor(&mut self) -> Result<(), ApplierError> {
+        match self.consuming.state(self.shared, self.owner.manifest()).await {
+            Ok(true) => self.collection.something_to_gain(),
+            Ok(false) => {}
+            Err(error @ ApplierError::NotConsumed { .. }) => return Err(error),
+            Err(error) => report(self.shared, &error),
+        }
+        Ok(())
+    }
+
     /// Runs a collection, if it is time for one, and names the packs it made.
     async fn collect(&mut self) -> Result<(), ApplierError> {
         // What waits for the next commit does not wait long; committed here, it would leave the horizon no turn.
@@ -430,7 +447,7 @@ impl<'a> Follower<'a> {
             return Ok(());
         }
         let maps = self.mapping.maps().clone();
-        let repacked = self.collection.run(self.shared, &self.owner, &self.log, &maps).await?;
+        let repacked = self.collection.run(self.shared, &self.owner, &self.log, &maps, &mut self.consuming).await?;
         if repacked.is_empty() {
             return Ok(());
         }

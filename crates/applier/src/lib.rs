@@ -15,6 +15,7 @@
 mod applier;
 mod clock;
 mod collect;
+mod consumers;
 mod error;
 mod files;
 mod follow;
@@ -46,6 +47,7 @@ pub use applier::ApplierRules;
 pub use applier::{Applier, ApplierConfig};
 pub use clock::{Clock, SystemClock};
 pub use collect::preview_collection;
+pub use consumers::{consumers, preview_trimming};
 pub use error::ApplierError;
 pub use replica::ReplicaConfig;
 pub use sharing::{SharedCondemned, SharedGarbage, SharedOptions, SharedReport, collect_shared};

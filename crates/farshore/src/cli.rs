@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use applier::recover::Share;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use format::consumers::ConsumerId;
 use model::{DiskName, MachineName, PointId, RecordDigest, Selector, Seq};
 use nbd::ListenAddress;
 use transport::Serial;
@@ -90,6 +91,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Say of every object of a machine that the applier would delete (with `gc = true`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
     Gc(GcArgs),
+    /// List the appliers with a vault store of their own that still need a machine's stream in the cache store, or forget one that is gone for good
+    Consumers(ConsumersArgs),
     /// Compare a source disk with a position: the detector of silent divergence (exit code 3 when they differ, 0 when --drain hands the result over)
     Compare(CompareArgs),
     /// Show what an object file of the store is and holds
@@ -196,6 +199,16 @@ pub struct GcArgs {
     /// Only explain
     #[arg(long, required_unless_present = "shared")]
     pub dry_run: bool,
+}
+
+/// `consumers`
+#[derive(Debug, Args)]
+pub struct ConsumersArgs {
+    /// The machine
+    pub machine: MachineName,
+    /// Forget this one, by the name that the list shows: the cache store then keeps nothing for it
+    #[arg(long, value_name = "NAME")]
+    pub forget: Option<ConsumerId>,
 }
 
 /// `pin` and `unpin`

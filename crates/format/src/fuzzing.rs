@@ -8,6 +8,7 @@ use arbitrary::Unstructured;
 use bytes::Bytes;
 use model::{Extent, SECTOR_BYTES};
 
+use crate::consumers::Consumers;
 use crate::hold::HoldRequest;
 use crate::keys::{Keys, VaultKey};
 use crate::manifest::{Manifest, ManifestCommit};
@@ -196,12 +197,14 @@ pub fn manifest(data: &[u8]) {
     same_again(data, ManifestCommit::decode, ManifestCommit::encode);
     same_again(data, Opening::decode, Opening::encode);
     same_again(data, HoldRequest::decode, HoldRequest::encode);
+    same_again(data, Consumers::decode, Consumers::encode);
     let _ = VaultKey::parse(&String::from_utf8_lossy(data));
     let source = || Unstructured::new(data);
     comes_back(build::manifest(&mut source()), Manifest::decode, Manifest::encode);
     comes_back(build::manifest_commit(&mut source()), ManifestCommit::decode, ManifestCommit::encode);
     comes_back(build::opening(&mut source()), Opening::decode, Opening::encode);
     comes_back(build::hold_request(&mut source()), HoldRequest::decode, HoldRequest::encode);
+    comes_back(build::consumers(&mut source()), Consumers::decode, Consumers::encode);
 }
 
 /// Index of a pack.

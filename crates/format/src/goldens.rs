@@ -47,6 +47,7 @@ fn written_now() -> Vec<Golden> {
     all.push(("manifest", "manifest-commit-body-v2".into(), samples::manifest_commit().encode()));
     all.push(("manifest", "opening-body-v2".into(), samples::opening().encode()));
     all.push(("manifest", "hold-request-v1".into(), samples::hold_request().encode()));
+    all.push(("manifest", "consumers-v1".into(), samples::consumers().encode()));
     all.push(("trace", "read-trace-v1".into(), samples::trace().encode()));
     for (name, frame) in samples::frames() {
         all.push(("wire", format!("wire-v1-{name}"), frame.encode().concat()));

@@ -5,6 +5,7 @@
 
 mod check;
 mod codec;
+pub mod consumers;
 pub mod dump;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -7,6 +7,7 @@ use model::{
 };
 
 use crate::Codec;
+use crate::consumers::{Consumer, ConsumerId, Consumers};
 use crate::hold::{HoldId, HoldRequest};
 use crate::keys::Keys;
 use crate::manifest::{
@@ -175,6 +176,13 @@ pub(crate) fn hold_request() -> HoldRequest {
     HoldRequest { id: HoldId([0x5c; 16]), seq: point().position.seq, lasts_seconds: 7200 }
 }
 
+pub(crate) fn consumers() -> Consumers {
+    let point = point();
+    let (seq, stated) = (point.position.seq, Timestamp(point.time.0 + 1_000_000));
+    let consumer = Consumer { epoch: 3, slot: 8, seq, stated, vault: "s3://vault".to_owned() };
+    Consumers { trimmed: 2, consumers: [(ConsumerId([0x5d; 8]), consumer)].into() }
+}
+
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         nodes: Vec::new(),
@@ -292,6 +300,7 @@ pub(crate) fn smalls() -> Vec<(&'static str, ObjectKind, Place, Vec<u8>)> {
         ("epoch", ObjectKind::Epoch, place(LogKind::Stream, 3, 0), vec![9; 16]),
         ("opening", ObjectKind::Opening, place(log, 3, 0), opening().encode()),
         ("hold", ObjectKind::Hold, Place { log: None, ..place(log, 0, 8) }, hold_request().encode()),
+        ("consumer", ObjectKind::Consumer, Place { log: None, ..place(log, 0, 5) }, consumers().encode()),
         ("manifest", ObjectKind::Manifest, place(log, 3, 1), manifest_commit().encode()),
         ("condemn", ObjectKind::Condemn, list(2), condemn_list().encode()),
         ("registry", ObjectKind::Registry, list(4), RegistryEntry { machine: machine() }.encode()),

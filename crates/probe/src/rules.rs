@@ -81,6 +81,10 @@ pub enum Rule {
     MarkedAgain,
     /// Collection within a stream leaves shared segments alone.
     SharedKept,
+    /// A cache store is trimmed no further than to right before the lowest cursor.
+    ConsumersHoldSegments,
+    /// The list of consumers says that an epoch is trimmed before anything of it is deleted.
+    TrimmedBeforeDeleted,
 }
 
 impl Rule {
@@ -122,6 +126,8 @@ impl Rule {
         Rule::HeadsAwaited,
         Rule::MarkedAgain,
         Rule::SharedKept,
+        Rule::ConsumersHoldSegments,
+        Rule::TrimmedBeforeDeleted,
     ];
 
     /// The rule's name on the command line and in tables.
@@ -181,6 +187,6 @@ mod tests {
         assert_eq!(Rule::BitBeforeWrite.name(), "bit-before-write");
         let mut all = Rule::ALL.to_vec();
         all.dedup();
-        assert_eq!(all.len(), Rule::SharedKept as usize + 1);
+        assert_eq!(all.len(), Rule::TrimmedBeforeDeleted as usize + 1);
     }
 }

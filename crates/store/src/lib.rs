@@ -8,10 +8,12 @@
 //! machine/<name>/stream/seg/<n>/<slot>               slot 0 = opening, 1… = segments
 //! machine/<name>/manifest/epoch/<n>, seg/<n>/<slot>  the manifest log, by the same rules
 //! machine/<name>/hold/<n>                            request n to hold a position, deleted once it is answered
+//! machine/<name>/consumer/<n>                        state n of the list of consumers of the stream, in the cache store
 //! probe/<random id>/<n>                              tried out when a role starts, deleted at once, never read again
 //! ```
 //! `<n>` and `<slot>` are 16 lower-case hex digits, so a LIST is in order; but no rule rests on LIST.
 
+mod consumers;
 mod counting;
 mod error;
 mod faults;
@@ -25,6 +27,7 @@ mod two;
 mod url;
 mod vault;
 
+pub use consumers::{ConsumerList, Refused};
 pub use counting::CountingStore;
 pub use error::{CacheRequest, StoreError};
 pub use faults::{Fault, FaultRule, FaultStore, Faults, Request, Spawner, SplitMix64, StrikeHook};

@@ -78,6 +78,19 @@ pub enum RecoverError {
         /// The horizon.
         horizon: Seq,
     },
+    /// The store has the stream's end alone, and no manifest.
+    #[error(
+        "machine {machine}: this store has its stream behind epoch {epoch} only; what was before lies in the vault stores that have \
+         promoted it ({vaults}): name one with --store"
+    )]
+    Trimmed {
+        /// Which.
+        machine: MachineName,
+        /// Up to here everything may be gone.
+        epoch: u64,
+        /// The vault stores of its consumers.
+        vaults: String,
+    },
     /// A position outside the stream was asked for.
     #[error("{asked} is out of range: valid positions go from {from} to {to}")]
     OutOfRange {
@@ -252,6 +265,7 @@ impl RecoverError {
             | RecoverError::NotAPoint { .. }
             | RecoverError::BeforeHorizon { .. }
             | RecoverError::LogCollected { .. }
+            | RecoverError::Trimmed { .. }
             | RecoverError::OutOfRange { .. }
             | RecoverError::NoPoint { .. }
             | RecoverError::UnknownPoint { .. }

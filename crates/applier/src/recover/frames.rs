@@ -112,10 +112,13 @@ impl Layout {
     }
 }
 
-/// Where the frames of a segment lie, and the path of the pack that they lie in; none when it is the segment itself.
+/// Where the frames of a segment lie.
 struct Located {
     layout: Layout,
+    /// Path of the pack that they lie in; none when it is the segment itself.
     pack: Option<String>,
+    /// All of a segment that is so small that the read of its table brought it.
+    whole: Option<Bytes>,
 }
 
 /// A frame's place in the cache: who holds it fetches the frame, and whoever else wants it waits.
@@ -153,7 +156,8 @@ impl Weighter<(u32, u32), Bytes> for ByBytes {
 
 impl Weighter<u32, Arc<Located>> for ByBytes {
     fn weight(&self, _key: &u32, located: &Arc<Located>) -> u64 {
-        (size_of::<Located>() + located.layout.frames.len() * size_of::<FrameInfo>()) as u64
+        let whole = located.whole.as_ref().map_or(0, Bytes::len);
+        (size_of::<Located>() + located.layout.frames.len() * size_of::<FrameInfo>() + whole) as u64
     }
 }
 
@@ -209,7 +213,7 @@ impl Frames {
 
     /// Tells where the frames of an object lie, so that they need not be looked up.
     pub fn set_layout(&self, object: u32, layout: Layout) {
-        self.layouts.insert(object, Arc::new(Located { layout, pack: None }));
+        self.layouts.insert(object, Arc::new(Located { layout, pack: None, whole: None }));
     }
 
     /// Serves the frames of an object from these bytes of the whole object.
@@ -290,8 +294,10 @@ impl Frames {
             let range = layout.range(frame).ok_or_else(|| damage(format!("frame {number} lies nowhere")))?;
             wanted.push(Wanted { frame: *frame, range });
         }
+        let told = entry.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let whole = told.or_else(|| located.whole.clone());
         let mut opened = futures::stream::iter(stretches(wanted))
-            .map(|stretch| self.open_stretch(&entry, &path, layout.id, stretch))
+            .map(|stretch| self.open_stretch(whole.clone(), &path, layout.id, stretch))
             .buffered(READ_FETCHES_MAX);
         let mut brought = Vec::with_capacity(places.len());
         while let Some(frames) = opened.try_next().await? {
@@ -309,7 +315,7 @@ impl Frames {
     /// The plain bytes of frames that lie near one another.
     async fn open_stretch(
         &self,
-        entry: &Entry,
+        whole: Option<Bytes>,
         path: &str,
         id: ObjectId,
         stretch: Vec<Wanted>,
@@ -317,7 +323,6 @@ impl Frames {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let opener = FrameOpener::new(&self.keys, id);
         let (mut opened, mut missed) = (Vec::with_capacity(stretch.len()), stretch);
-        let whole = entry.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if whole.is_none()
             && let Some(cached) = self.sealed.cached(path, range_of(&missed)).await
         {
@@ -361,8 +366,7 @@ impl Frames {
     async fn locate(&self, place: &ObjectPlace) -> Result<Arc<Located>, RecoverError> {
         let covering = |packs| Packs::covering(packs, &place.machine, place.position);
         let Some((packs, named)) = self.packs.as_ref().and_then(|packs| Some((packs, covering(packs)?))) else {
-            let layout = self.read_layout(place).await?;
-            return Ok(Arc::new(Located { layout, pack: None }));
+            return Ok(Arc::new(self.read_layout(place).await?));
         };
         let open = packs.open(named).await?;
         let because = "an older manifest needs a segment of which it holds nothing";
@@ -374,11 +378,11 @@ impl Frames {
         }
         let (data_start, frames) = (segments::data_start(&open.header), held.frames.clone());
         let layout = Layout { id: held.id, data_start, frames };
-        Ok(Arc::new(Located { layout, pack: Some(open.path.clone()) }))
+        Ok(Arc::new(Located { layout, pack: Some(open.path.clone()), whole: None }))
     }
 
-    /// Header and table of a segment.
-    async fn read_layout(&self, place: &ObjectPlace) -> Result<Layout, RecoverError> {
+    /// Header and table of a segment, and all of it if it is small.
+    async fn read_layout(&self, place: &ObjectPlace) -> Result<Located, RecoverError> {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let path = place.path();
         let refused = |source| RecoverError::damaged(path.clone(), source);
@@ -404,16 +408,19 @@ impl Frames {
             }
             let end = usize::try_from(segments::data_start(&header)).unwrap_or(usize::MAX);
             let table = head.get(HEADER_BYTES..end).map(|sealed| layout(&header, sealed)).transpose()?;
-            Ok((header, table))
+            // What a cache on disk has may have a hole behind the table.
+            let whole = header.check_body(head).is_ok().then(|| head.clone());
+            Ok((header, table, whole))
         };
-        let (header, table) = self.sealed.open(&path, 0..LAYOUT_READ_BYTES, head).await?.ok_or_else(gone)?;
-        match table {
-            Some(layout) => Ok(layout),
+        let (header, table, whole) = self.sealed.open(&path, 0..LAYOUT_READ_BYTES, head).await?.ok_or_else(gone)?;
+        let layout = match table {
+            Some(layout) => layout,
             None => {
                 let range = HEADER_BYTES as u64..segments::data_start(&header);
-                self.sealed.open(&path, range, |sealed| layout(&header, sealed)).await?.ok_or_else(gone)
+                self.sealed.open(&path, range, |sealed| layout(&header, sealed)).await?.ok_or_else(gone)?
             }
-        }
+        };
+        Ok(Located { layout, pack: None, whole })
     }
 }
 

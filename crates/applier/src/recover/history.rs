@@ -21,7 +21,7 @@ use format::object::LogKind;
 use format::pack::PackRef;
 use model::{LogHead, MachineName, PointId, RecordBody, RecordDigester, Seq, Timestamp};
 use probe::Rules;
-use store::{EpochLog, HoldRequests, LogRules, ManifestBase, ReadMode, Store, StoreError};
+use store::{ConsumerList, EpochLog, HoldRequests, LogRules, ManifestBase, ReadMode, Store, StoreError};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -184,6 +184,9 @@ impl History {
         let manifest_log = manifest::log(store, &keys, machine);
         let newest = manifest_log.read_newest_with(rules.log).await?;
         let mut promoted = manifest_log.manifest_of(&newest.entries)?;
+        if newest.entries.is_empty() {
+            refuse_trimmed(store, &keys, machine).await?;
+        }
         let log = EpochLog { base: Arc::new(ManifestBase::knowing(manifest_log, &newest, rules.log)?), ..log };
         let horizon = promoted.horizon.as_ref().map(|last| last.head).unwrap_or_default();
         if options.without_maps && horizon.position.seq > Seq::ZERO {
@@ -454,6 +457,16 @@ pub(crate) async fn unknown(store: &Store, machine: &MachineName) -> Result<Reco
     let names: Vec<_> = store::list_machines(store).await?.into_iter().map(String::from).collect();
     let known = if names.is_empty() { "no machine at all".to_owned() } else { names.join(", ") };
     Ok(RecoverError::UnknownMachine { machine: machine.clone(), known })
+}
+
+/// Where no applier has its history, the stream must be whole.
+async fn refuse_trimmed(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<(), RecoverError> {
+    let state = ConsumerList::new(store, keys.clone(), machine.clone()).read().await?;
+    let vaults: Vec<_> = state.consumers.values().map(|consumer| consumer.vault.as_str()).collect();
+    match state.trimmed {
+        0 => Ok(()),
+        epoch => Err(RecoverError::Trimmed { machine: machine.clone(), epoch, vaults: vaults.join(", ") }),
+    }
 }
 
 /// Decides where the log ends by opening an epoch of our own.

@@ -17,10 +17,11 @@ use futures::TryStreamExt;
 use model::MachineName;
 use probe::{Rule, Rules};
 use serde::Serialize;
-use store::{LogPosition, Store, StoreError, VaultLists};
+use store::{ConsumerList, LogPosition, Store, StoreError, VaultLists};
 
 use super::Marked;
 use super::mark::mark;
+use crate::consumers::agree;
 use crate::{ApplierError, recover, segments};
 
 /// Deletions in flight at once.
@@ -107,7 +108,15 @@ pub(crate) async fn collect_shared_with(
         if !needed_by.is_empty() && rules.hold(Rule::MarkedAgain) {
             report.kept.push(SharedCondemned { machine: epoch.machine.clone(), epoch: epoch.epoch, needed_by });
         } else if let Some(own) = marked.get(&epoch.machine) {
-            report.deleted.extend(garbage(store, own, epoch).await?);
+            // Consumers elsewhere may need it to go on.
+            let list = ConsumerList::new(store, keys.clone(), epoch.machine.clone());
+            let through = match options.dry_run {
+                true => list.read().await?.lowest().map_or(u64::MAX, |lowest| lowest.saturating_sub(1)),
+                false => agree(&list, epoch.epoch, rules).await?,
+            };
+            if epoch.epoch <= through {
+                report.deleted.extend(garbage(store, own, epoch).await?);
+            }
         }
     }
     let mut next = BTreeSet::new();

@@ -64,10 +64,19 @@ pub(super) async fn start_with(settings: ApplierConfig, log: &TestLog) -> Arc<Ap
 }
 
 pub(super) async fn start_with_rules(settings: ApplierConfig, log: &TestLog, rules: ApplierRules) -> Arc<Applier> {
+    start_on(settings, log, log.store.clone(), rules).await
+}
+
+/// The same with a store of its own.
+pub(super) async fn start_on(
+    settings: ApplierConfig,
+    log: &TestLog,
+    store: Store,
+    rules: ApplierRules,
+) -> Arc<Applier> {
     let now = log.model.times[log.last().0 as usize];
     let clock = Arc::new(StandingClock(AtomicU64::new(now.0)));
-    let machines = vec![log.machine.clone()];
-    let (store, keys) = (log.store.clone(), log.keys.clone());
+    let (keys, machines) = (log.keys.clone(), vec![log.machine.clone()]);
     Applier::start_with_rules(settings, store, keys, machines, clock, rules).await.expect("started")
 }
 

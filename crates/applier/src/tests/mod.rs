@@ -2,6 +2,7 @@
 
 mod adversaries;
 mod collection;
+mod consumers;
 mod damage;
 mod holds;
 mod horizon;

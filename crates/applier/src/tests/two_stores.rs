@@ -19,12 +19,12 @@ use crate::recover::{History, LoadOptions, RecoverError, VerifyOptions, stream_l
 use crate::testing::{Rng, TestLog, vault};
 use crate::{Applier, ApplierConfig, ApplierError, ReplicaConfig, SystemClock, manifest, segments, unprotect};
 
-fn memory() -> Store {
+pub(super) fn memory() -> Store {
     Store::from_object_store(Arc::new(InMemory::new()))
 }
 
 /// A log in a cache store, and an empty vault store.
-async fn begin(seed: u64) -> (TestLog, Store) {
+pub(super) async fn begin(seed: u64) -> (TestLog, Store) {
     let (cache, keys) = vault().await;
     let store = memory();
     store::create_vault(&store, &keys).await.expect("vault");
@@ -41,21 +41,21 @@ async fn wait_promoted(log: &TestLog, applier: &Applier) {
     wait_for("promotion", async || applier.status().machines[0].processed_seq == log.last()).await;
 }
 
-async fn promote(log: &TestLog, vault: &Store) {
+pub(super) async fn promote(log: &TestLog, vault: &Store) {
     let applier = start(log, vault, settings()).await;
     wait_promoted(log, &applier).await;
     applier.stop().await;
 }
 
 /// The last seq that the manifest in a vault store names.
-async fn promoted_seq(log: &TestLog, vault: &Store) -> Seq {
+pub(super) async fn promoted_seq(log: &TestLog, vault: &Store) -> Seq {
     let newest = manifest::read(&manifest::log(vault, &log.keys, &log.machine), LogRules::ALL).await.expect("read");
     newest.last().map_or(Seq::ZERO, |last| last.head.position.seq)
 }
 
 /// What is wrong with a vault store alone: every position that it has must open as the model has it, at least those promoted, and
 /// verify must find nothing. Gives the last position.
-async fn judge(log: &TestLog, vault: &Store) -> Result<Seq, String> {
+pub(super) async fn judge(log: &TestLog, vault: &Store) -> Result<Seq, String> {
     let promoted = promoted_seq(log, vault).await;
     let options = LoadOptions { settle: Duration::ZERO, ..LoadOptions::default() };
     let history = match History::load(vault, log.keys.clone(), &log.machine, options).await {
@@ -150,7 +150,7 @@ async fn whatever_one_object_promotion_leaves_out_is_noticed() {
 }
 
 /// Lets the applier end, as a dying process does, at the step of these names behind the next `passed`.
-fn die_at(names: &'static [&str], mut passed: u64) -> Arc<Notify> {
+pub(super) fn die_at(names: &'static [&str], mut passed: u64) -> Arc<Notify> {
     let dead = Arc::new(Notify::new());
     let told = dead.clone();
     probe::on_this_thread(Some(Box::new(move |name| {
@@ -282,7 +282,7 @@ async fn a_cache_store_that_is_away_or_lost_is_told_and_never_taken_for_an_end()
 }
 
 /// Waits for an error of an applier that says `wanted`, and that nothing is named of what is not there.
-async fn ends_with(log: &TestLog, vault: &Store, wanted: &str) {
+pub(super) async fn ends_with(log: &TestLog, vault: &Store, wanted: &str) {
     let applier = start(log, vault, settings()).await;
     let said = async || applier.status().machines[0].last_error.clone().unwrap_or_default();
     wait_for(wanted, async || said().await.contains(wanted)).await;

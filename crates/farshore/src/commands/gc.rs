@@ -27,15 +27,42 @@ async fn explain(global: &Global, machine: &MachineName, output: Output) -> anyh
         .iter()
         .map(|garbage| json!({ "path": garbage.path, "bytes": garbage.bytes, "why": plan.explain(garbage) }))
         .collect();
-    let object = json!({ "machine": machine, "objects": objects, "bytes": bytes });
+    let consumers = applier::consumers(&store, &keys, machine).await?.read().await?;
+    let waits_for = |epoch: u64| {
+        let behind = consumers.consumers.iter().filter(|(_, consumer)| consumer.epoch <= epoch);
+        behind.map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+    };
+    let held: Vec<_> = plan.held.iter().map(|held| (held, plan.explain(held), waits_for(held.epoch))).collect();
+    let (through, trimmed) = applier::preview_trimming(&store, &keys, machine).await?;
+    let explain_trimmed =
+        |path: &str| format!("{path}: in the cache store, and every consumer is behind epoch {through}");
+    let shown_held = held
+        .iter()
+        .map(|(held, why, for_)| json!({ "path": held.path, "bytes": held.bytes, "why": why, "waits_for": for_ }));
+    let shown_trimmed =
+        trimmed.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes, "why": explain_trimmed(path) }));
+    let object = json!({
+        "machine": machine,
+        "objects": objects,
+        "bytes": bytes,
+        "held": shown_held.collect::<Vec<_>>(),
+        "cache_objects": shown_trimmed.collect::<Vec<_>>(),
+    });
     output.print(&object, || {
         let mut text = String::new();
         for garbage in &plan.garbage {
             text += &format!("{}\n", plan.explain(garbage));
         }
+        for (_, why, waits_for) in &held {
+            text += &format!("{why}; it waits for consumer {}\n", waits_for.join(", "));
+        }
+        for (path, _) in &trimmed {
+            text += &format!("{}\n", explain_trimmed(path));
+        }
+        let bytes = bytes + trimmed.iter().map(|(_, bytes)| bytes).sum::<u64>();
         text + &format!(
             "{} objects of {}, {bytes} bytes: nothing was deleted. The applier deletes with gc = true in [applier].",
-            plan.garbage.len(),
+            plan.garbage.len() + trimmed.len(),
             machine
         )
     });

@@ -4,6 +4,7 @@
 //! ask running roles.
 
 mod compare;
+mod consumers;
 mod cp;
 mod dump;
 mod gc;
@@ -47,6 +48,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Points(args) => points::run(global, &args, output).await?,
         Command::Mark(args) => mark::run(global, &args, output).await?,
         Command::Gc(args) => gc::run(global, &args, output).await?,
+        Command::Consumers(args) => consumers::run(global, &args, output).await?,
         Command::Pin(args) => pin::run(global, &args, true, output).await?,
         Command::Unpin(args) => pin::run(global, &args, false, output).await?,
         Command::Unprotect(args) => unprotect::run(global, &args, output).await?,

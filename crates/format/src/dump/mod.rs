@@ -11,6 +11,7 @@ use model::{Record, RecordBody};
 use serde::Serialize;
 
 use crate::FormatError;
+use crate::consumers::Consumers;
 use crate::hold::HoldRequest;
 use crate::keys::Keys;
 use crate::manifest::{Manifest, ManifestCommit, Point, Promoted};
@@ -125,6 +126,13 @@ pub enum BodyDump {
         seq: u64,
         /// For how long, in seconds; 0 ends it.
         lasts_seconds: u32,
+    },
+    /// A state of the list of consumers.
+    Consumers {
+        /// Epochs up to this one may be gone.
+        trimmed: u64,
+        /// Each with its cursor and its vault store.
+        consumers: Vec<String>,
     },
     /// A condemn list: stream epochs.
     Condemn(Vec<String>),
@@ -312,6 +320,16 @@ impl Dump {
             ObjectKind::Hold => {
                 let HoldRequest { id, seq, lasts_seconds } = HoldRequest::decode(&plain)?;
                 BodyDump::Hold { id: id.to_string(), seq: seq.0, lasts_seconds }
+            }
+            ObjectKind::Consumer => {
+                let Consumers { trimmed, consumers } = Consumers::decode(&plain)?;
+                let shown = consumers.iter().map(|(id, c)| {
+                    format!(
+                        "{id} at epoch {} slot {}, seq {}, as of {}, in {}",
+                        c.epoch, c.slot, c.seq, c.stated, c.vault
+                    )
+                });
+                BodyDump::Consumers { trimmed, consumers: shown.collect() }
             }
             ObjectKind::Condemn => {
                 let epoch = |e: &StreamEpoch| format!("{}/stream/epoch {}", e.machine, e.epoch);

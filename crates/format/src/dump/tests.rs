@@ -74,6 +74,7 @@ fn small_objects_show_their_bodies() {
             ObjectKind::Epoch => "body: 16 bytes: 0909",
             ObjectKind::Opening => "continues epoch 2, whose last accepted slot is 17",
             ObjectKind::Hold => "for 7200 s",
+            ObjectKind::Consumer => "consumer 5d5d5d5d5d5d5d5d at epoch 3 slot 8",
             ObjectKind::Condemn => "condemned: db-02/stream/epoch 1",
             ObjectKind::Registry => "machine db-01",
             _ => "1 maps, 1 segments behind them, 1 points",

@@ -32,6 +32,10 @@ impl fmt::Display for Dump {
             Some(BodyDump::Hold { id, seq, lasts_seconds }) => {
                 writeln!(f, "hold {id} of seq {seq} for {lasts_seconds} s")
             }
+            Some(BodyDump::Consumers { trimmed, consumers }) => {
+                writeln!(f, "trimmed up to epoch {trimmed}")?;
+                consumers.iter().try_for_each(|consumer| writeln!(f, "consumer {consumer}"))
+            }
             Some(BodyDump::Condemn(epochs)) => epochs.iter().try_for_each(|epoch| writeln!(f, "condemned: {epoch}")),
             Some(BodyDump::Registry(machine)) => writeln!(f, "machine {machine}"),
             Some(BodyDump::Opaque { bytes, hex }) => writeln!(f, "body: {bytes} bytes: {hex}"),

@@ -9,6 +9,7 @@ use model::{
 };
 
 use crate::check::LABEL_BYTES_MAX;
+use crate::consumers::{Consumer, ConsumerId, Consumers};
 use crate::hold::{HoldId, HoldRequest, LASTS_SECONDS_MAX};
 use crate::manifest::{
     DiskState, Drain, DrainStep, EpochEnd, Hold, Made, Manifest, ManifestCommit, Point, PointKind, PointStates,
@@ -309,6 +310,16 @@ fn held(u: Source) -> Result<Vec<(HoldId, Hold)>> {
 pub(super) fn hold_request(u: Source) -> Result<HoldRequest> {
     let lasts_seconds = u.int_in_range(0..=LASTS_SECONDS_MAX)?;
     Ok(HoldRequest { id: HoldId(u.arbitrary()?), seq: Seq(u.arbitrary()?), lasts_seconds })
+}
+
+pub(super) fn consumers(u: Source) -> Result<Consumers> {
+    let trimmed = u.arbitrary()?;
+    let consumers = list(u, LIST_MAX, |u| {
+        let (id, epoch, slot, seq) = (ConsumerId(u.arbitrary()?), u.arbitrary()?, u.arbitrary()?, Seq(u.arbitrary()?));
+        let (stated, name) = (Timestamp(u.arbitrary()?), u.arbitrary::<u32>()?);
+        Ok((id, Consumer { epoch, slot, seq, stated, vault: format!("s3://{name}") }))
+    })?;
+    Ok(Consumers { trimmed, consumers: consumers.into_iter().collect() })
 }
 
 /// Packs in order.

@@ -204,7 +204,9 @@ impl ObjectHeader {
         }
         let place = &self.place;
         let fits = match self.kind {
-            ObjectKind::Hold => place.machine.is_some() && place.log.is_none() && place.epoch == 0 && place.slot > 0,
+            ObjectKind::Hold | ObjectKind::Consumer => {
+                place.machine.is_some() && place.log.is_none() && place.epoch == 0 && place.slot > 0
+            }
             ObjectKind::Vault => place.machine.is_none() && place.log.is_none() && place.epoch == 0 && place.slot == 0,
             ObjectKind::Condemn | ObjectKind::Registry => {
                 place.machine.is_none() && place.log.is_none() && place.epoch > 0 && place.slot == 0

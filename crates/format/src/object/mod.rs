@@ -99,11 +99,13 @@ pub enum ObjectKind {
     Pack = 9,
     /// A request to hold a position: see [`crate::hold`].
     Hold = 10,
+    /// A state of the list of a stream's consumers: see [`crate::consumers`].
+    Consumer = 11,
 }
 
 impl ObjectKind {
     /// Every kind, by number.
-    pub const ALL: [ObjectKind; 10] = [
+    pub const ALL: [ObjectKind; 11] = [
         ObjectKind::Vault,
         ObjectKind::Epoch,
         ObjectKind::Opening,
@@ -114,6 +116,7 @@ impl ObjectKind {
         ObjectKind::Registry,
         ObjectKind::Pack,
         ObjectKind::Hold,
+        ObjectKind::Consumer,
     ];
 
     /// The kind's name: what messages show and what its magic is made of.
@@ -129,6 +132,7 @@ impl ObjectKind {
             ObjectKind::Registry => "registry",
             ObjectKind::Pack => "pack",
             ObjectKind::Hold => "hold",
+            ObjectKind::Consumer => "consumer",
         }
     }
 
@@ -145,6 +149,7 @@ impl ObjectKind {
             ObjectKind::Registry => MAGICS[7],
             ObjectKind::Pack => MAGICS[8],
             ObjectKind::Hold => MAGICS[9],
+            ObjectKind::Consumer => MAGICS[10],
         }
     }
 
@@ -160,7 +165,7 @@ impl ObjectKind {
 }
 
 /// Magics by kind number, from 1.
-const MAGICS: [[u8; 8]; 10] = [
+const MAGICS: [[u8; 8]; 11] = [
     [0xf1, 0x60, 0xb2, 0x7a, 0xf6, 0xfb, 0x21, 0x33],
     [0x7b, 0x5e, 0xe8, 0x9b, 0xfd, 0xb2, 0x98, 0x9f],
     [0x3b, 0xae, 0xc2, 0x76, 0xd4, 0x70, 0x85, 0x87],
@@ -171,6 +176,7 @@ const MAGICS: [[u8; 8]; 10] = [
     [0x69, 0x51, 0x60, 0x97, 0x36, 0xad, 0xde, 0x79],
     [0x72, 0x73, 0x6b, 0x77, 0x6d, 0xca, 0xbf, 0xa6],
     [0xd8, 0x58, 0x32, 0x1c, 0x87, 0x6d, 0xb6, 0xb1],
+    [0x75, 0xab, 0x14, 0xec, 0x13, 0x03, 0x37, 0xcf],
 ];
 
 /// Which log of a machine an object belongs to.

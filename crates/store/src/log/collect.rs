@@ -18,7 +18,8 @@
 //!   folded epoch or behind it. Its opening
 //!   stays too: a writer that attaches looks for the highest opened epoch, finds that one or a higher one, and never
 //!   sees what is gone. So replication needs no manifest, and damage in the manifest log does not stop it.
-//! - Of two stores the vault store alone is collected (docs/rfcs/0008-two-stores.md).
+//! - Of two stores the vault store alone is collected (docs/rfcs/0008-two-stores.md). With one store consumers elsewhere may need what is
+//!   garbage here: whoever deletes it asks their list first (docs/rfcs/0011-consumers.md), and what waits is [`Plan::held`].
 //! - LIST only finds what to judge. What it leaves out stays until it is found; what it makes up is judged by its place.
 //! - Any subset of the deletions may have happened when the process dies. The next pass finds the rest.
 
@@ -95,6 +96,8 @@ pub struct Garbage {
     pub bytes: u64,
     /// Why.
     pub why: Why,
+    /// Epoch of the stream that it lies in; 0 for what is of no stream.
+    pub epoch: u64,
 }
 
 /// Nothing is deleted: something is not as it must be.
@@ -230,9 +233,21 @@ pub struct Plan {
     pub garbage: Vec<Garbage>,
     /// Needed segments up to the horizon that lie there as such, with their bytes as listed.
     pub kept: BTreeMap<LogPosition, u64>,
+    /// Garbage that waits until consumers of the stream need it no more.
+    pub held: Vec<Garbage>,
 }
 
 impl Plan {
+    /// The last epoch of the stream in which something is garbage; 0 for none.
+    pub fn last_epoch(&self) -> u64 {
+        self.garbage.iter().map(|garbage| garbage.epoch).max().unwrap_or_default()
+    }
+
+    /// What lies in epochs of the stream above this one waits.
+    pub fn hold_behind(&mut self, epoch: u64) {
+        self.held.extend(self.garbage.extract_if(.., |garbage| garbage.epoch > epoch));
+    }
+
     /// Says of one object why it may go.
     pub fn explain(&self, garbage: &Garbage) -> String {
         let Proof { manifest, folded, .. } = &self.proof;
@@ -325,7 +340,8 @@ impl Proof {
                         if expected && position <= self.horizon {
                             kept.insert(position, bytes);
                         }
-                        garbage.extend(self.judge(log.kind, position).map(|why| Garbage { path, bytes, why }));
+                        let epoch = if log.kind == LogKind::Stream { position.epoch } else { 0 };
+                        garbage.extend(self.judge(log.kind, position).map(|why| Garbage { path, bytes, why, epoch }));
                     }
                 }
             }
@@ -335,7 +351,7 @@ impl Proof {
         }
         garbage.extend(self.unneeded_maps(stream).await?);
         garbage.extend(self.unnamed_packs(stream).await?);
-        Ok(Plan { proof: self, garbage, kept })
+        Ok(Plan { proof: self, garbage, kept, held: Vec::new() })
     }
 
     async fn unnamed_packs(&self, stream: &EpochLog) -> Result<Vec<Garbage>, CollectError> {
@@ -345,7 +361,7 @@ impl Proof {
         for (path, bytes) in stream.store.list(&prefix).await? {
             let Some((epoch, number)) = numbered_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
             missing.remove(&(epoch, number));
-            garbage.extend(self.judge_pack(epoch, number).map(|why| Garbage { path, bytes, why }));
+            garbage.extend(self.judge_pack(epoch, number).map(|why| Garbage { path, bytes, why, epoch: 0 }));
         }
         match missing.first() {
             None => Ok(garbage),
@@ -362,7 +378,7 @@ impl Proof {
         for (path, bytes) in stream.store.vault().list(&prefix).await? {
             let Some((epoch, number)) = numbered_of(&prefix, &path) else { return Err(CollectError::Stray { path }) };
             missing.remove(&(epoch, number));
-            garbage.extend(self.judge_map(epoch, number).map(|why| Garbage { path, bytes, why }));
+            garbage.extend(self.judge_map(epoch, number).map(|why| Garbage { path, bytes, why, epoch: 0 }));
         }
         match missing.first() {
             None => Ok(garbage),
