@@ -11,7 +11,7 @@ use crate::peers::PEERS;
 
 /// CPU time of the machine and of this run, to tell afterwards how much others took.
 pub struct Load {
-    /// Ticks of all CPUs in all states, and of those those that were idle.
+    /// Ticks of all CPUs in all states, and of those the idle ones.
     all: u64,
     idle: u64,
     own: f64,
@@ -44,7 +44,7 @@ pub fn describe(bench: &Bench, mib: u64, before: &Load) -> Result<String> {
     let memory = read("/proc/meminfo");
     let kib = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     let cores = std::thread::available_parallelism()?;
-    let file_system = Command::new("stat").args(["-f", "-c", "%T"]).arg(&bench.dir).output()?;
+    let file_system = Command::new("df").arg("--output=fstype").arg(&bench.dir).output()?;
     let mb = |bytes: u64| bytes / 1_000_000;
     let mut text = format!(
         "    cargo xtask bench --runs {} --mib {mib}\n\n\
@@ -56,7 +56,7 @@ pub fn describe(bench: &Bench, mib: u64, before: &Load) -> Result<String> {
         model.unwrap_or("of an unknown model").trim(),
         kib.unwrap_or(0) >> 20,
         read("/proc/sys/kernel/osrelease").trim(),
-        String::from_utf8_lossy(&file_system.stdout).trim(),
+        String::from_utf8_lossy(&file_system.stdout).lines().last().unwrap_or("an unknown file system").trim(),
         bench.farshore.parent().and_then(|dir| dir.file_name()).unwrap_or_default().to_string_lossy(),
         others * 100.0,
         if others > 0.1 { ": it was shared, and wall times suffer from that" } else { "" },

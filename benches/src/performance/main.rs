@@ -98,7 +98,7 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
     let mut report = Report::default();
     let full = wanted("full");
-    let limits = full::run(bench, full, &mut report)?;
+    full::run(bench, full, &mut report)?;
     if wanted("increment") {
         increment::run(bench, &mut report)?;
     }
@@ -109,7 +109,7 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
         delta::run(bench, &mut report)?;
     }
     if wanted("back") {
-        back::run(bench, &limits, &mut report)?;
+        back::run(bench, &mut report)?;
     }
     report.memory();
     Ok(report)
