@@ -3,6 +3,7 @@
 //! `check` is the inner loop; `test` is everything and is what continuous integration runs. A chore that needs a tool
 //! installs it by name or fails: nothing is skipped.
 
+mod bench;
 mod checks;
 mod command;
 mod failpoints;
@@ -65,6 +66,8 @@ enum Chore {
         #[arg(long)]
         rules: bool,
     },
+    /// Farshore beside restic, borg and others, in one run, against targets; installs them, writes docs/performance.md.
+    Bench(bench::Wanted),
     /// Kill, restart and check, over and over, with fresh seeds.
     Soak {
         /// Rounds of each role.
@@ -102,6 +105,7 @@ fn main() -> Result<()> {
         Chore::Simulate { seeds, first, seed, rules } => {
             checks::simulate(&checks::Simulate { seeds, first, seed, rules })
         }
+        Chore::Bench(wanted) => bench::run_bench(&wanted),
         Chore::Soak { rounds, seed } => checks::soak(rounds, seed),
         Chore::Libguestfs => checks::libguestfs(),
         Chore::SystemDisk { starts } => checks::system_disk(starts),

@@ -1,11 +1,11 @@
-//! What the tests need beside Rust and a C compiler, installed by name: Debian packages, npm and PyPI packages, cargo tools.
+//! What tests and benches need beside Rust and a C compiler, installed by name: Debian packages, npm and PyPI packages, cargo tools.
 //!
 //! Without root or sudo the line to run is printed and the exit code is 2. Everything that is not a system package goes
 //! below `target/tools`.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::command::{on_path, output, run};
 
@@ -36,6 +36,22 @@ const SYSTEM_DISK: [(&str, &str); 4] = [
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
     ("mke2fs", "e2fsprogs"),
 ];
+
+/// What `bench` cannot do without.
+const BENCH: [(&str, &str); 3] = [("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("nbdkit", "nbdkit")];
+
+/// What `bench` compares with; it goes on without those that cannot be installed, and names them.
+const PEERS: [(&str, &str); 6] = [
+    ("zstd", "zstd"),
+    ("openssl", "openssl"),
+    ("restic", "restic"),
+    ("borg", "borgbackup"),
+    ("qemu-img", "qemu-utils"),
+    ("nbdcopy", "libnbd-bin"),
+];
+
+/// rustic, from crates.io.
+const RUSTIC: &str = "0.11.4";
 
 /// What `libguestfs` needs beside the packages of the tests: it makes its virtual machine out of the system's own kernel and tools.
 const LIBGUESTFS: [(&str, &str); 4] = [
@@ -74,6 +90,30 @@ pub fn libguestfs() -> Result<()> {
     install(&LIBGUESTFS, &[])
 }
 
+/// Installs what `bench` needs, and what peers it can; building rustic takes minutes and is asked for.
+pub fn bench(rustic: bool) -> Result<()> {
+    install(&BENCH, &[])?;
+    for peer in PEERS.iter().filter(|(program, _)| !found(program)) {
+        let tried = if may_install()? { install(&[*peer], &[]) } else { Err(anyhow!("it takes root to install it")) };
+        if let Err(error) = tried {
+            println!("{} will be missing: {error:#}", peer.0);
+        }
+    }
+    if rustic && !on_path("rustic") {
+        run("cargo", &["install", "--quiet", "--locked", "--version", RUSTIC, "--no-default-features", "rustic-rs"])?;
+    }
+    Ok(())
+}
+
+/// Whether we are root or can be without a question.
+fn may_install() -> Result<bool> {
+    Ok(is_root()? || (on_path("sudo") && run("sudo", &["-n", "true"]).is_ok()))
+}
+
+fn is_root() -> Result<bool> {
+    Ok(output("id", &["-u"])?.trim() == "0")
+}
+
 /// Installs what is not found, and `more`.
 fn install(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()> {
     let mut packages: Vec<&str> = wanted.iter().filter(|(program, _)| !found(program)).map(|(_, p)| *p).collect();
@@ -82,8 +122,8 @@ fn install(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()>
     if packages.is_empty() {
         return Ok(());
     }
-    let sudo = output("id", &["-u"])?.trim() != "0";
-    if sudo && !(on_path("sudo") && run("sudo", &["-n", "true"]).is_ok()) {
+    let sudo = !is_root()?;
+    if !may_install()? {
         eprintln!("the tests need root once, to install packages; run: apt-get install {}", packages.join(" "));
         std::process::exit(2);
     }
