@@ -138,7 +138,8 @@ impl Packing {
         Ok(repacked)
     }
 
-    /// Every object of which something is needed, in order, in stretches without a damaged one in between.
+    /// Every object of which something is needed, in order, in stretches without a damaged or a shared segment in between. A later
+    /// epoch may refer to any frame of what is shared, so no pack may stand for it.
     async fn count(
         &mut self,
         from: &Sources<'_>,
@@ -147,7 +148,9 @@ impl Packing {
     ) -> Result<Vec<Vec<Unit>>, RecoverError> {
         let mut units: Vec<_> =
             from.named.iter().map(unit_of).filter(|unit| from.frames_of(unit).next().is_some()).collect();
-        let segments = from.kept.iter().filter(|(at, _)| covering(from.named, at.epoch, at.slot).is_none());
+        let packable =
+            |at: &LogPosition| covering(from.named, at.epoch, at.slot).is_none() && !from.marks.needed.is_shared(at);
+        let segments = from.kept.iter().filter(|(at, _)| packable(at));
         units.extend(segments.map(|(at, bytes)| Unit { first: *at, last: *at, pack: None, bytes: *bytes, needed: 0 }));
         units.sort_unstable_by_key(|unit| unit.first);
         let frames = |unit: &Unit| from.frames_of(unit).map(|(_, frames)| frames.count()).sum::<u64>();
@@ -180,8 +183,12 @@ impl Packing {
             }
         }
         drop(reads);
-        let mut stretches = vec![Vec::new()];
+        let mut stretches: Vec<Vec<Unit>> = vec![Vec::new()];
         for unit in units.drain(..end) {
+            let left = stretches.last().and_then(|stretch| stretch.last());
+            if left.is_some_and(|left| from.marks.needed.shares_between(&left.last, &unit.first)) {
+                stretches.push(Vec::new());
+            }
             match known.get(&object_of(&unit)) {
                 Some((_, needed)) => {
                     stretches.last_mut().expect("never empty").push(Unit { needed: *needed, ..unit });

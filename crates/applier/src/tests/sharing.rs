@@ -122,6 +122,48 @@ async fn shared_segments_are_not_collected_within_their_stream_by_that_rule_alon
     assert!(vault.is_broken(1).await, "the clone misses what was deleted");
 }
 
+fn page(log: &mut TestLog, at: u64) {
+    let byte = log.rng.next() as u8;
+    log.write("data", at, vec![byte; 4096]);
+}
+
+/// Points read a part of a template, or nothing of it, when the horizon passes it; later a drain finds all of it again.
+async fn drained_again(overwritten: u64) {
+    let mut vault = Vault::of(&["a"]).await;
+    let log = &mut vault.logs[0];
+    drain(log, 1).await;
+    // Neighbours that are worth a pack, and points.
+    for round in 0..8 {
+        log.reattach_blind().await;
+        let noise: Vec<u8> = (0..ROOT_BYTES as u64 * overwritten / 16).map(|_| log.rng.next() as u8).collect();
+        log.write("root", 0, noise);
+        (0..50).for_each(|_| page(log, 4096 * (round % 3)));
+        log.commit().await;
+    }
+    tidy(log).await;
+    let packed = log.store.list("machine/a/pack").await.expect("listed");
+    assert!(!packed.is_empty(), "there are packs beside what is shared");
+    let before = log.sealed_chunks;
+    log.reattach_blind().await;
+    drain(log, 1).await;
+    assert_eq!(log.sealed_chunks, before, "all of it was found");
+    for _ in 0..4 {
+        log.reattach_blind().await;
+        (0..50).for_each(|_| page(log, 0));
+        log.commit().await;
+    }
+    tidy(log).await;
+    vault.all_right().await;
+}
+
+/// Seed 31003549: a pack held of a shared segment what points needed at that time, and was read in its stead.
+#[tokio::test]
+async fn a_pack_stands_for_no_shared_segment() {
+    for overwritten in [16, 15, 8] {
+        drained_again(overwritten).await;
+    }
+}
+
 #[tokio::test]
 async fn what_nobody_reads_is_condemned_awaited_and_deleted() {
     let mut vault = only_the_clone_reads(ApplierRules::ALL).await;

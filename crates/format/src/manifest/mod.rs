@@ -164,6 +164,12 @@ impl SharedRun {
         let run = runs.get(runs.partition_point(|run| (run.epoch, run.last) < (epoch, slot)));
         run.is_some_and(|run| run.epoch == epoch && run.first <= slot)
     }
+
+    /// Whether some slot between two places, each of an epoch and a slot, lies in one of these runs, which ascend.
+    pub fn any_between(runs: &[SharedRun], behind: (u64, u64), before: (u64, u64)) -> bool {
+        let run = runs.get(runs.partition_point(|run| (run.epoch, run.last) <= behind));
+        run.is_some_and(|run| (run.epoch, run.first) < before)
+    }
 }
 
 /// Everything known of a machine up to `folded`.

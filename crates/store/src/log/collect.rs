@@ -85,6 +85,11 @@ impl Needed {
     pub fn is_shared(&self, at: &LogPosition) -> bool {
         SharedRun::any_holds(&self.shared, at.epoch, at.slot)
     }
+
+    /// Whether there is such a segment between these two.
+    pub fn shares_between(&self, behind: &LogPosition, before: &LogPosition) -> bool {
+        SharedRun::any_between(&self.shared, (behind.epoch, behind.slot), (before.epoch, before.slot))
+    }
 }
 
 /// An object that may be deleted.
