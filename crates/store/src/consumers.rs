@@ -18,15 +18,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::consumers::{CONSUMERS_MAX, Consumer, ConsumerId, Consumers};
 use format::keys::Keys;
-use format::object::{ObjectHash, ObjectKind, Place, SmallObject, open_small, seal_small};
-use model::{LogHead, MachineName};
+use format::object::ObjectKind;
+use model::MachineName;
 use probe::{Rule, Rules};
 use tokio::sync::Mutex;
 
-use crate::vault::MACHINES_PREFIX;
+use crate::numbered::Numbered;
 use crate::{Created, Store, StoreError};
 
 /// Times others may be faster before we give up.
@@ -53,9 +52,8 @@ struct Known {
 /// The consumers of one machine's stream. Cheap to clone; clones share what was read.
 #[derive(Clone)]
 pub struct ConsumerList {
-    store: Store,
-    keys: Arc<Keys>,
     machine: MachineName,
+    states: Numbered,
     known: Arc<Mutex<Known>>,
 }
 
@@ -63,7 +61,8 @@ impl ConsumerList {
     /// That of a machine, in the store where its stream is written: of two stores the cache store. Nothing is read yet.
     pub fn new(store: &Store, keys: Arc<Keys>, machine: MachineName) -> Self {
         let store = store.cache().cloned().unwrap_or_else(|| store.vault());
-        Self { store, keys, machine, known: Arc::default() }
+        let states = Numbered::new(store, keys, ObjectKind::Consumer, Some(machine.clone()));
+        Self { machine, states, known: Arc::default() }
     }
 
     /// Whose.
@@ -73,7 +72,7 @@ impl ConsumerList {
 
     /// The store that it lies in.
     pub fn store(&self) -> &Store {
-        &self.store
+        self.states.store()
     }
 
     /// The newest state at some moment after this call began. Errors: `Unavailable`, `Damaged`.
@@ -132,12 +131,12 @@ impl ConsumerList {
                 return Ok(next);
             }
             let number = known.number + 1;
-            if self.store.create(&self.path(number), vec![self.seal(number, &next)]).await? == Created::Ours {
+            if self.states.create(number, &next.encode()).await? == Created::Ours {
                 *known = Known { number, state: next.clone() };
                 return Ok(next);
             }
         }
-        Err(StoreError::Unclear { path: self.path(known.number + 1) })
+        Err(StoreError::Unclear { path: self.states.path(known.number + 1) })
     }
 
     /// Numbers have no gaps: the newest is the one behind which a probe, made after it was read, finds none.
@@ -145,48 +144,20 @@ impl ConsumerList {
         let (before, mut stride) = (known.number, 1u64);
         for _ in 0..PROBES_MAX {
             let number = known.number.saturating_add(stride);
-            match self.read_one(number).await? {
+            match self.states.read(number, Consumers::decode).await?.transpose()? {
                 // Far behind: stride wider.
                 Some(state) => (*known, stride) = (Known { number, state }, stride.saturating_mul(2)),
                 None if stride > 1 => stride /= 2,
                 None => {
                     if known.number > before {
-                        // Whoever made it may have died before its directory was synced; from here on much rests on it.
-                        self.store.settle(&self.path(known.number)).await?;
+                        // From here on much rests on it.
+                        self.states.settle(known.number).await?;
                     }
                     return Ok(());
                 }
             }
         }
         let because = format!("{PROBES_MAX} probes did not find the last state");
-        Err(StoreError::Missing { path: self.path(known.number), because })
-    }
-
-    async fn read_one(&self, number: u64) -> Result<Option<Consumers>, StoreError> {
-        let path = self.path(number);
-        let Some(object) = self.store.get(&path).await? else { return Ok(None) };
-        let opened = open_small(&self.keys, ObjectKind::Consumer, &self.place(number), &object)
-            .and_then(|(_, body)| Consumers::decode(&body));
-        opened.map(Some).map_err(|source| StoreError::Damaged { path, source })
-    }
-
-    fn path(&self, number: u64) -> String {
-        format!("{MACHINES_PREFIX}/{}/consumer/{number:016x}", self.machine)
-    }
-
-    fn place(&self, number: u64) -> Place {
-        Place { machine: Some(self.machine.clone()), log: None, epoch: 0, slot: number }
-    }
-
-    fn seal(&self, number: u64, state: &Consumers) -> Bytes {
-        let object = SmallObject {
-            kind: ObjectKind::Consumer,
-            place: self.place(number),
-            prev_hash: ObjectHash::default(),
-            head: LogHead::default(),
-            gc_seen: 0,
-            body: &state.encode(),
-        };
-        seal_small(&self.keys, &object)
+        Err(StoreError::Missing { path: self.states.path(known.number), because })
     }
 }

@@ -21,6 +21,7 @@ mod holds;
 mod lists;
 mod local;
 mod log;
+mod numbered;
 mod objects;
 mod probe;
 mod two;

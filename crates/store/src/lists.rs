@@ -12,17 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::FormatError;
 use format::keys::Keys;
-use format::object::{
-    CondemnList, ObjectHash, ObjectKind, Place, RegistryEntry, SEES_ALL, SmallObject, StreamEpoch, open_small,
-    seal_small,
-};
-use model::{LogHead, MachineName};
+use format::object::{CondemnList, ObjectKind, RegistryEntry, SEES_ALL, StreamEpoch};
+use model::MachineName;
 use tokio::sync::Mutex;
 
-use crate::{Created, Store, StoreError};
+use crate::numbered::Numbered;
+use crate::{Store, StoreError};
 
 /// Objects of one list: far more than there will be, and a bound for a store that makes them up.
 const OBJECTS_MAX: u64 = 1 << 20;
@@ -71,23 +68,16 @@ struct Known {
 /// The lists of a vault. Cheap to clone; clones share what was read.
 #[derive(Clone)]
 pub struct VaultLists {
-    store: Store,
-    keys: Arc<Keys>,
+    condemn: Numbered,
+    registry: Numbered,
     known: Arc<Mutex<Known>>,
-}
-
-fn path(kind: ObjectKind, number: u64) -> String {
-    format!("{}/{number:016x}", kind.name())
-}
-
-fn place(number: u64) -> Place {
-    Place { machine: None, log: None, epoch: number, slot: 0 }
 }
 
 impl VaultLists {
     /// Nothing read yet.
     pub fn new(store: Store, keys: Arc<Keys>) -> Self {
-        Self { store, keys, known: Arc::default() }
+        let list = |kind| Numbered::new(store.clone(), keys.clone(), kind, None);
+        Self { condemn: list(ObjectKind::Condemn), registry: list(ObjectKind::Registry), known: Arc::default() }
     }
 
     /// All that is condemned by lists that were there when the call began. Errors: `Unavailable`, `Damaged`.
@@ -99,18 +89,16 @@ impl VaultLists {
 
     async fn read_condemned(&self, known: &mut Known) -> Result<(), StoreError> {
         let before = known.condemned.lists;
-        while let Some(body) = self.read(ObjectKind::Condemn, known.condemned.lists + 1).await? {
-            let number = known.condemned.lists + 1;
-            let list = CondemnList::decode(&body).map_err(|source| damaged(ObjectKind::Condemn, number, source))?;
+        while let Some(list) = self.read(&self.condemn, known.condemned.lists + 1, CondemnList::decode).await? {
             let condemned = Arc::make_mut(&mut known.condemned);
-            condemned.lists = number;
+            condemned.lists += 1;
             for epoch in list.epochs {
-                condemned.since.entry(epoch).or_insert(number);
+                condemned.since.entry(epoch).or_insert(condemned.lists);
             }
         }
         if known.condemned.lists > before {
-            // Whoever wrote it may have died before its directory was synced; from here on much rests on it.
-            self.store.settle(&path(ObjectKind::Condemn, known.condemned.lists)).await?;
+            // From here on much rests on it.
+            self.condemn.settle(known.condemned.lists).await?;
         }
         Ok(())
     }
@@ -127,9 +115,9 @@ impl VaultLists {
                 return Ok(known.condemned.clone());
             }
             // Read back either way: ours, or that of whoever was faster.
-            self.create(ObjectKind::Condemn, known.condemned.lists + 1, &list.encode()).await?;
+            self.condemn.create(known.condemned.lists + 1, &list.encode()).await?;
         }
-        Err(StoreError::Unclear { path: path(ObjectKind::Condemn, known.condemned.lists + 1) })
+        Err(StoreError::Unclear { path: self.condemn.path(known.condemned.lists + 1) })
     }
 
     /// Machines that were entered when the call began, by name. Errors: `Unavailable`, `Damaged`.
@@ -141,14 +129,12 @@ impl VaultLists {
 
     async fn read_registry(&self, known: &mut Known) -> Result<(), StoreError> {
         let before = known.entries;
-        while let Some(body) = self.read(ObjectKind::Registry, known.entries + 1).await? {
-            let number = known.entries + 1;
-            let entry = RegistryEntry::decode(&body).map_err(|source| damaged(ObjectKind::Registry, number, source))?;
+        while let Some(entry) = self.read(&self.registry, known.entries + 1, RegistryEntry::decode).await? {
             known.machines.insert(entry.machine);
-            known.entries = number;
+            known.entries += 1;
         }
         if known.entries > before {
-            self.store.settle(&path(ObjectKind::Registry, known.entries)).await?;
+            self.registry.settle(known.entries).await?;
         }
         Ok(())
     }
@@ -166,30 +152,21 @@ impl VaultLists {
                 return Ok(());
             }
             let body = RegistryEntry { machine: machine.clone() }.encode();
-            self.create(ObjectKind::Registry, known.entries + 1, &body).await?;
+            self.registry.create(known.entries + 1, &body).await?;
         }
-        Err(StoreError::Unclear { path: path(ObjectKind::Registry, known.entries + 1) })
+        Err(StoreError::Unclear { path: self.registry.path(known.entries + 1) })
     }
 
-    async fn create(&self, kind: ObjectKind, number: u64, body: &[u8]) -> Result<Created, StoreError> {
-        let (prev_hash, head) = (ObjectHash::default(), LogHead::default());
-        let object =
-            seal_small(&self.keys, &SmallObject { kind, place: place(number), prev_hash, head, gc_seen: 0, body });
-        self.store.create(&path(kind, number), vec![object]).await
-    }
-
-    async fn read(&self, kind: ObjectKind, number: u64) -> Result<Option<Bytes>, StoreError> {
-        let at = path(kind, number);
+    async fn read<T>(
+        &self,
+        list: &Numbered,
+        number: u64,
+        decode: impl FnOnce(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<Option<T>, StoreError> {
         if number > OBJECTS_MAX {
             let because = format!("a list has at most {OBJECTS_MAX} objects");
-            return Err(StoreError::Missing { path: at, because });
+            return Err(StoreError::Missing { path: list.path(number), because });
         }
-        let Some(object) = self.store.get(&at).await? else { return Ok(None) };
-        let (_, body) = open_small(&self.keys, kind, &place(number), &object).map_err(|e| damaged(kind, number, e))?;
-        Ok(Some(body.into()))
+        list.read(number, decode).await?.transpose()
     }
-}
-
-fn damaged(kind: ObjectKind, number: u64, source: FormatError) -> StoreError {
-    StoreError::Damaged { path: path(kind, number), source }
 }
