@@ -74,21 +74,27 @@ async fn lived(rounds: u32) -> TestLog {
     log
 }
 
-/// One 4 KiB range of each of many segments of 8 MiB stays needed, everything else is written over.
-async fn one_block_of_each_stays(segments: u64, pack_bytes: u64) -> (TestLog, u64) {
-    const BLOCK: u64 = 4096;
-    const SEGMENT: u64 = 8 << 20;
+const BLOCK: u64 = 4096;
+const SEGMENT: u64 = 8 << 20;
+
+/// The settings for the log of [`one_block_of_each_stays`].
+fn short(pack_bytes: u64) -> ApplierConfig {
+    ApplierConfig { retention: "40s:all".parse().expect("a retention"), pack_bytes, ..settings() }
+}
+
+/// One block of each of many segments stays needed, everything else is written over.
+async fn one_block_of_each_stays(segments: u64, block: u64, segment_bytes: u64, pack_bytes: u64) -> (TestLog, u64) {
     let (store, keys) = vault().await;
     let mut log = TestLog::new(store, keys, "db", 3).await;
     log.model.blind = true;
-    log.disk("data", SEGMENT + segments * BLOCK, DiskChange::Added);
+    log.disk("data", segment_bytes + segments * block, DiskChange::Added);
     log.drain_begin(Seq(0));
     log.drain_end();
     log.commit().await;
     for segment in 0..segments {
         let mut noise = |bytes: u64| (0..bytes / 8).flat_map(|_| log.rng.next().to_le_bytes()).collect::<Vec<u8>>();
-        let (kept, rest) = (noise(BLOCK), noise(SEGMENT - BLOCK));
-        log.write("data", SEGMENT + segment * BLOCK, kept);
+        let (kept, rest) = (noise(block), noise(segment_bytes - block));
+        log.write("data", segment_bytes + segment * block, kept);
         log.write("data", 0, rest);
         log.commit().await;
         if segment % 4 == 3 {
@@ -96,7 +102,7 @@ async fn one_block_of_each_stays(segments: u64, pack_bytes: u64) -> (TestLog, u6
         }
     }
     let disk = name::<DiskName>("data").id();
-    log.push(RecordBody::Zero { disk, extent: Extent::new(0, SEGMENT).expect("aligned") });
+    log.push(RecordBody::Zero { disk, extent: Extent::new(0, segment_bytes).expect("aligned") });
     log.commit().await;
     // The window leaves all of it.
     log.reattach().await;
@@ -107,14 +113,25 @@ async fn one_block_of_each_stays(segments: u64, pack_bytes: u64) -> (TestLog, u6
         log.push_at(Timestamp(late.0 + second * 1_000_000), RecordBody::Write { disk, extent, data });
         log.commit().await;
     }
-    let settings = ApplierConfig { retention: "40s:all".parse().expect("a retention"), pack_bytes, ..settings() };
-    tidy_with(settings, &log, ApplierRules::ALL).await;
-    (log, segments * BLOCK)
+    tidy_with(short(pack_bytes), &log, ApplierRules::ALL).await;
+    (log, segments * block)
+}
+
+#[tokio::test]
+async fn a_small_pack_is_made_once() {
+    const PACK_BYTES: u64 = 8 << 10;
+    // Header and index are a quarter of this pack, which is no gain that another one would bring.
+    let (log, _) = one_block_of_each_stays(1, 512, 16 << 10, PACK_BYTES).await;
+    let made = packs(&log).await;
+    assert!(matches!(made[..], [(_, 513..1024)]), "{made:?}");
+    tidy_with(short(PACK_BYTES), &log, ApplierRules::ALL).await;
+    assert_eq!(packs(&log).await, made);
+    assert!(report(&log).await.clean());
 }
 
 #[tokio::test]
 async fn what_is_left_of_large_segments_is_about_what_is_needed_of_them() {
-    let (log, needed) = one_block_of_each_stays(15, 64 << 20).await;
+    let (log, needed) = one_block_of_each_stays(15, BLOCK, SEGMENT, 64 << 20).await;
     let (segments, packed) = (stored(&log, "stream/seg").await, stored(&log, "pack").await);
     println!("{needed} bytes are needed: {segments} in segments, {packed} in packs");
     assert!(packed < needed * 3 / 2, "{packed} bytes of packs for {needed}");
@@ -125,7 +142,7 @@ async fn what_is_left_of_large_segments_is_about_what_is_needed_of_them() {
     let kept = disk.read(Extent::new(8 << 20, needed).expect("aligned")).await.expect("read");
     assert!(kept.chunks(4096).all(|block| block.iter().any(|byte| *byte != block[0])), "noise, not zeros");
     // The control: where no gain is worth a pack, the same is kept in whole segments.
-    let (log, needed) = one_block_of_each_stays(15, 0).await;
+    let (log, needed) = one_block_of_each_stays(15, BLOCK, SEGMENT, 0).await;
     let (segments, packed) = (stored(&log, "stream/seg").await, stored(&log, "pack").await);
     println!("without packs: {segments} in segments, {packed} in packs");
     assert!(segments > 1000 * needed && packed == 0, "{segments} bytes of segments for {needed}");
