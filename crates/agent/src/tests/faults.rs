@@ -1,5 +1,6 @@
 //! State that is lost, reverted or cannot be written; logs that are not ours.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use disk::memory::{Fault, Operation as Op};
@@ -7,6 +8,8 @@ use format::wire::Refusal;
 use model::{DrainCause, EventKind, Extent, RecordBody, RecordDigest, Seq};
 use nbd::Errno;
 use probe::{Rule, Rules};
+
+use crate::Agent;
 
 use super::rig::{REGION, Rig, Rng, stamped, until, until_settled};
 
@@ -175,10 +178,8 @@ async fn a_machine_whose_copy_has_written_meanwhile_is_refused() {
     rig.assert_log_equals_sources();
 }
 
-/// The page cache outlives the process that knew it lies. Nothing of a failed flush may pass for durable in the next life.
-#[tokio::test(start_paused = true)]
-async fn a_failed_flush_is_not_forgotten_by_a_kill() {
-    let mut rig = Rig::new(1, 4 << 20);
+/// A life that ends with a failed flush, without a process server: the page cache shows what the disk has lost.
+async fn life_of_a_failed_flush(rig: &mut Rig) {
     rig.queue_bytes = 1 << 20;
     let agent = rig.start().await;
     until_settled(&agent).await;
@@ -195,14 +196,26 @@ async fn a_failed_flush_is_not_forgotten_by_a_kill() {
     assert!(hidden, "the cache hides what the medium lost");
     drop((agent, export));
     rig.peer.set(|b| b.down = false);
-    let agent = rig.start().await;
+}
+
+/// Once all is drained the agent dies, and the power is cut: whether the log equals what the disk holds when it is back.
+async fn equal_after_a_power_cut(rig: &Rig, agent: Arc<Agent>) -> bool {
     until_settled(&agent).await;
     until_clear(&agent).await;
     drop(agent);
     rig.disks[0].1.power_cut(3);
     let agent = rig.start().await;
     until_settled(&agent).await;
-    rig.assert_log_equals_sources();
+    rig.log_equals_sources()
+}
+
+/// The page cache outlives the process that knew it lies. Nothing of a failed flush may pass for durable in the next life.
+#[tokio::test(start_paused = true)]
+async fn a_failed_flush_is_not_forgotten_by_a_kill() {
+    let mut rig = Rig::new(1, 4 << 20);
+    life_of_a_failed_flush(&mut rig).await;
+    let agent = rig.start().await;
+    assert!(equal_after_a_power_cut(&rig, agent).await);
 }
 
 /// The same where the state that knew of it is gone as well: all is drained, and past the cache. Seed 1795673893.
@@ -213,34 +226,15 @@ async fn a_failed_flush_is_not_forgotten_when_the_state_is_lost() {
     assert!(!after_a_failed_flush_and_lost_state(Rules::without(Rule::DrainPastCache)).await);
 }
 
-/// Whether the log equals what the disk holds when the power came back.
 async fn after_a_failed_flush_and_lost_state(rules: Rules) -> bool {
     let mut rig = Rig::new(1, 4 << 20);
     rig.rules = rules;
-    let agent = rig.start().await;
-    until_settled(&agent).await;
-    let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
-    rig.peer.set(|b| b.down = true);
-    rig.peer.cut();
-    for n in 0..32 {
-        export.write(n * REGION, stamped(10 + n, 48 << 10), false).await.expect("written");
-    }
-    rig.disks[0].1.fail_next(Op::Flush, Fault::Torn(5));
-    export.flush().await.expect_err("injected");
-    assert!(rig.disks[0].1.contents() != rig.disks[0].1.durable_contents(), "the cache hides what the medium lost");
-    drop((agent, export));
+    life_of_a_failed_flush(&mut rig).await;
     rig.dir.remove("map");
-    rig.peer.set(|b| b.down = false);
     let agent = rig.start().await;
     until(&agent, "refused", |s| s.refusal.is_some()).await;
     compare(&rig, &agent).await;
-    until_settled(&agent).await;
-    until_clear(&agent).await;
-    drop(agent);
-    rig.disks[0].1.power_cut(3);
-    let agent = rig.start().await;
-    until_settled(&agent).await;
-    rig.log_equals_sources()
+    equal_after_a_power_cut(&rig, agent).await
 }
 
 #[tokio::test(start_paused = true)]
