@@ -22,6 +22,17 @@ fn load(site: &Site, seed: u64) -> Writer {
     Writer::start(site, load, Seed::from_environment(seed))
 }
 
+/// Waits for more writes and until the log has some of them, under load: then every role is up.
+fn wait_stored(site: &Site, writer: &Writer) {
+    let stored = || site.agent_status("db").map(|status| status["stored"]["seq"].as_u64().unwrap_or(0));
+    let before = stored().expect("the agent answers");
+    wait_written(writer, 200);
+    eventually("the log grows", || match stored()? {
+        seq if seq > before + 200 => Ok(()),
+        seq => Err(format!("seq {seq}")),
+    });
+}
+
 fn wait_written(writer: &Writer, more: u64) {
     let before = writer.written();
     eventually("the client writes", || match writer.written() {
@@ -122,12 +133,12 @@ fn each_of_two_vault_stores_is_enough_when_the_cache_store_is_gone() {
     let agent = site.start_agent("db");
     let (first, second) = (site.start(&["applier"]), other.start(&["applier"]));
     let writer = load(&site, 501);
-    wait_written(&writer, 200);
+    wait_stored(&site, &writer);
     // The stream goes on in another epoch, and one of the appliers dies under load and comes back.
     assert!(server.stop(crate::harness::PATIENCE).success());
     let server = site.start(&["process-server"]);
     second.kill();
-    wait_written(&writer, 200);
+    wait_stored(&site, &writer);
     let second = other.start(&["applier"]);
     let kept = keep_point(&site, "kept");
     wait_written(&writer, 200);

@@ -54,6 +54,9 @@ impl Proc {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("child can be waited for") {
+                if !status.success() {
+                    eprintln!("{} ended with {status}:\n{}", self.name, self.tail());
+                }
                 return status;
             }
             assert!(start.elapsed() < patience, "{} did not end within {patience:?}:\n{}", self.name, self.tail());
