@@ -14,6 +14,7 @@ mod bad_input;
 mod bare_machine;
 mod basic;
 mod clones;
+mod disks;
 mod failpoints;
 mod files;
 mod filesystems;

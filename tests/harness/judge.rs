@@ -1,10 +1,10 @@
 //! What the tests that end processes judge by: what the agent says in numbers, and points kept from before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Site;
 use super::site::difference;
+use super::{Site, eventually};
 
 /// Bytes of a region of the dirty map, as agents have it by default.
 pub const REGION_BYTES: u64 = 1 << 20;
@@ -55,8 +55,12 @@ pub struct Kept {
     pub files: Vec<(String, PathBuf)>,
 }
 
-/// Sets a mark and restores it into the folder of that name.
+/// Sets a mark, when no drain keeps it from that, and restores it into the folder of that name.
 pub fn keep_point(site: &Site, name: &str) -> Kept {
+    eventually("every position is a point", || {
+        let status = site.agent_status("db")?;
+        if status["mode"] == "data" { Ok(()) } else { Err(format!("{status:#}")) }
+    });
     let mark = site.json(&["mark", "db", "--label", name]);
     let id = mark["id"].as_str().expect("a mark has an id").to_owned();
     let files = site.restore("db", &format!("id:{id}"), name);
@@ -74,9 +78,10 @@ impl Kept {
         if site.path(to).exists() {
             std::fs::remove_dir_all(site.path(to)).expect("what was restored before is removed");
         }
-        let again = site.restore("db", &format!("id:{}", self.id), to);
-        let pairs = self.files.iter().zip(&again);
-        let found = pairs.filter_map(|((disk, before), (_, now))| Some((disk, difference(before, now)?))).next();
+        site.restore("db", &format!("id:{}", self.id), to);
+        let now = |before: &Path| site.path(to).join(before.file_name().expect("a file of its own"));
+        let pairs = self.files.iter().map(|(disk, before)| (disk, difference(before, &now(before))));
+        let found = pairs.filter_map(|(disk, why)| Some((disk, why?))).next();
         found.map(|(disk, why)| format!("kept point {}, disk {disk}: {why}", self.id))
     }
 }

@@ -28,6 +28,7 @@ pub struct Load {
 pub struct Writer {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
+    connected: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -40,22 +41,29 @@ impl Writer {
     /// Starts writing to these exports.
     pub fn start_on(disks: [(ListenAddress, &'static str); 2], load: Load, mut seed: Seed) -> Writer {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let flags = (stop.clone(), written.clone());
+        let connected = Arc::new(AtomicU64::new(0));
+        let flags = (stop.clone(), written.clone(), connected.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
             // Relaxed: a flag polled in a loop and a count for display; nothing else is published through them.
             while !flags.0.load(Ordering::Relaxed) {
+                flags.2.fetch_add(1, Ordering::Relaxed);
                 let work = write_until_error(&disks, &load, &mut seed, &flags.0, &flags.1);
                 let _served_again_later = runtime.block_on(work);
                 std::thread::park_timeout(Duration::from_millis(5));
             }
         });
-        Writer { stop, written, thread: Some(thread) }
+        Writer { stop, written, connected, thread: Some(thread) }
     }
 
     /// Operations answered so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Times it connected, or tried to: once as long as no operation fails.
+    pub fn connected(&self) -> u64 {
+        self.connected.load(Ordering::Relaxed)
     }
 
     /// Stops when what is in flight is answered; says how many operations were.

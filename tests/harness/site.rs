@@ -134,6 +134,18 @@ impl Site {
         }
     }
 
+    /// Changes the configuration so that a machine has these disks: new ones get a source of zeros, others the size given.
+    pub fn change_disks(&mut self, machine: &str, disks: Vec<(&'static str, u64)>) {
+        for (disk, size) in &disks {
+            let mut options = std::fs::File::options();
+            let file = options.create(true).truncate(false).write(true).open(self.source(machine, disk));
+            file.and_then(|file| file.set_len(*size)).expect("source is sized");
+        }
+        let found = self.options.machines.iter_mut().find(|(name, _)| *name == machine);
+        found.expect("a machine of the site").1 = disks;
+        std::fs::write(self.config(), self.config_text()).expect("config is written");
+    }
+
     fn config_text(&self) -> String {
         let (o, port) = (&self.options, self.port);
         let servers: Vec<String> = self.servers.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();

@@ -67,7 +67,7 @@ impl AgentConfig {
     pub const ACTIVE_REGIONS_MAX: usize = 4096;
 
     /// Refuses what cannot work, with a sentence that says what to change.
-    pub(crate) fn validate(&self) -> Result<(), AgentError> {
+    pub fn validate(&self) -> Result<(), AgentError> {
         let bad = |why: String| Err(AgentError::Config { why });
         if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
             return bad(format!("machine {} has {} disks: give 1 to {DISKS_MAX}", self.machine, self.disks.len()));

@@ -83,13 +83,21 @@ impl RawDisk {
         Self::from_file(file, path, true, false)
     }
 
+    /// The same open file with the size it has now. It is held alone until both are dropped.
+    pub fn measured_again(&self) -> io::Result<Self> {
+        let inner = &self.inner;
+        let mut file = inner.file.try_clone().map_err(|e| context(e, "measure", &inner.path))?;
+        let size = size_of(&mut file, &inner.path)?;
+        let inner =
+            Inner { file, path: inner.path.clone(), size, writable: inner.writable, block_device: inner.block_device };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
     fn from_file(mut file: File, path: &Path, writable: bool, block_device: bool) -> io::Result<Self> {
         if writable && !block_device {
             lock(&file, path)?;
         }
-        // The end of the file is its size for block devices too, whose metadata has no length.
-        let size = file.seek(SeekFrom::End(0)).map_err(|e| context(e, "find the size of", path))?;
-        check_size(size, path)?;
+        let size = size_of(&mut file, path)?;
         let inner = Inner { file, path: path.to_owned(), size, writable, block_device };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -284,6 +292,13 @@ fn check_size(size: u64, path: &Path) -> io::Result<()> {
         path.display()
     );
     Err(io::Error::new(ErrorKind::InvalidInput, why))
+}
+
+/// The end of the file is its size for block devices too, whose metadata has no length.
+fn size_of(file: &mut File, path: &Path) -> io::Result<u64> {
+    let size = file.seek(SeekFrom::End(0)).map_err(|e| context(e, "find the size of", path))?;
+    check_size(size, path)?;
+    Ok(size)
 }
 
 fn lock(file: &File, path: &Path) -> io::Result<()> {

@@ -62,6 +62,8 @@ pub enum Command {
     Up,
     /// Run the agent of one machine
     Agent(AgentArgs),
+    /// Have a machine's running agent take up the configuration file: disks come, grow and go while clients stay connected
+    Reload(MachineArgs),
     /// Run the process server
     ProcessServer,
     /// Run the applier

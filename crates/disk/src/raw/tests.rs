@@ -173,3 +173,21 @@ async fn a_directory_is_not_a_disk() {
     let error = RawDisk::open(&dir.path().join("none"), false).expect_err("missing");
     assert!(error.to_string().contains("none"), "names the path: {error}");
 }
+
+#[tokio::test]
+async fn a_disk_measured_again_has_its_new_size_and_stays_locked_until_both_are_gone() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("disk");
+    let disk = RawDisk::create(&path, 4096).expect("create");
+    std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(8192)).expect("grown");
+    let again = disk.measured_again().expect("measured");
+    assert_eq!((disk.size(), again.size()), (4096, 8192));
+    again.write(4096, vec![7; 4096].into()).await.expect("written in what is new");
+    drop(disk);
+    RawDisk::open(&path, true).expect_err("held by the other");
+    drop(again);
+    RawDisk::open(&path, true).expect("free");
+    std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(100)).expect("cut");
+    let error = RawDisk::open(&path, true).map(|_| ()).expect_err("no whole sectors");
+    assert!(error.to_string().contains("disk"), "{error}");
+}

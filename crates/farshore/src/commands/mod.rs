@@ -1,7 +1,7 @@
 //! The operator's commands, one file for each idea.
 //!
-//! `points`, `restore`, `serve`, `ls`, `cp`, `verify`, `compare` and `dump` stand on the store and the key alone; `status` and `mark`
-//! ask running roles.
+//! `points`, `restore`, `serve`, `ls`, `cp`, `verify`, `compare` and `dump` stand on the store and the key alone; `status`, `mark` and
+//! `reload` ask running roles.
 
 mod compare;
 mod consumers;
@@ -15,6 +15,7 @@ mod mark;
 mod pin;
 mod point;
 mod points;
+mod reload;
 mod restore;
 mod revoke;
 mod serve;
@@ -47,6 +48,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(_) => status::run(global, output).await?,
         Command::Points(args) => points::run(global, &args, output).await?,
         Command::Mark(args) => mark::run(global, &args, output).await?,
+        Command::Reload(args) => reload::run(global, &args, output).await?,
         Command::Gc(args) => gc::run(global, &args, output).await?,
         Command::Consumers(args) => consumers::run(global, &args, output).await?,
         Command::Pin(args) => pin::run(global, &args, true, output).await?,

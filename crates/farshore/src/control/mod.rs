@@ -5,6 +5,7 @@
 //! GET  /metrics     Prometheus text (of the whole process)
 //! GET  /flushes     agent: the seq at each completed client flush
 //! POST /mark        agent: {"label": L} → {"id", "seq", "time"}, once it is stored
+//! POST /reload      agent: {} → what changed, once the configuration is taken up
 //! POST /compared    agent: {"disk", "at", "extents": [[offset, len], …]}: what a compare found
 //! ```
 //! Errors are `{"error": text}` with status 4xx or 5xx.
@@ -74,6 +75,11 @@ pub trait Role: Send + Sync {
     /// Takes the result of a compare.
     async fn compared(&self, _request: ComparedRequest) -> anyhow::Result<serde_json::Value> {
         Err(not_here("compares are taken by an agent"))
+    }
+
+    /// Takes the changed configuration up.
+    async fn reload(&self) -> anyhow::Result<serde_json::Value> {
+        Err(not_here("an agent takes up its disks while it runs; other roles are started anew"))
     }
 
     /// The flushes of an agent.

@@ -94,6 +94,7 @@ impl RoleLock {
             .route("/mark", post(mark))
             .route("/pin", post(pin))
             .route("/compared", post(compared))
+            .route("/reload", post(reload))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(role);
         let name = socket.name();
@@ -164,6 +165,10 @@ async fn pin(State(role): State<Arc<dyn Role>>, body: Body<PinRequest>) -> Answe
 
 async fn compared(State(role): State<Arc<dyn Role>>, body: Body<ComparedRequest>) -> Answer {
     role.compared(read(body)?).await.map(Json).map_err(Refused)
+}
+
+async fn reload(State(role): State<Arc<dyn Role>>) -> Answer {
+    role.reload().await.map(Json).map_err(Refused)
 }
 
 type Body<T> = Result<Json<T>, JsonRejection>;

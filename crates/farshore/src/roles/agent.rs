@@ -1,76 +1,86 @@
 //! The agent's process: its disks opened, its exports served, its control socket.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use agent::{Agent, AgentConfig, AgentDisk, StopOutcome, SystemClock};
+use agent::{Agent, StopOutcome, SystemClock};
 use anyhow::Context;
 use async_trait::async_trait;
-use nbd::{ListenAddress, Server, ServerConfig};
 use serde_json::{Value, json};
-use transport::Role as Identities;
+use tokio::sync::Mutex;
 
-use super::STOP_DEADLINE;
-use super::dialer::SiteDialer;
+use super::disks::{Disks, Opened, agent_config, dialer};
+use super::{STOP_DEADLINE, reload};
+use crate::cli::Global;
 use crate::config::{Config, Machine};
 use crate::control::{ComparedRequest, ControlServer, MarkRequest, Role, RoleLock, Socket};
-use crate::failure::usage;
 use crate::{pki, views};
-
-/// Requests in flight on one NBD connection.
-const INFLIGHT_MAX: usize = 128;
-/// NBD connections of one disk.
-const CONNECTIONS_MAX: usize = 64;
 
 /// A running agent with its exports.
 pub struct AgentRole {
-    agent: Arc<Agent>,
-    exports: Vec<Server>,
+    running: Arc<Running>,
     _control: ControlServer,
+}
+
+/// What a reload exchanges, and what it needs for that.
+pub struct Running {
+    pub global: Global,
+    pub disks: Mutex<Disks>,
+    current: RwLock<Current>,
+}
+
+enum Current {
+    Agent(Arc<Agent>),
+    /// One has ended and the next has not begun; how the former stood.
+    Between(Value),
+}
+
+impl Running {
+    /// The agent, unless a reload is under way.
+    pub fn agent(&self) -> anyhow::Result<Arc<Agent>> {
+        match &*self.current.read().unwrap_or_else(PoisonError::into_inner) {
+            Current::Agent(agent) => Ok(Arc::clone(agent)),
+            Current::Between(_) => anyhow::bail!("the agent takes up its configuration: ask again in a few seconds"),
+        }
+    }
+
+    /// The agent is about to end.
+    pub fn between(&self, status: Value) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current::Between(status);
+    }
+
+    /// The next agent has begun.
+    pub fn begun(&self, agent: Arc<Agent>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current::Agent(agent);
+    }
 }
 
 impl AgentRole {
     /// Starts the agent of a machine. The exports are offered once the agent stands, never before.
-    pub async fn start(config: &Config, machine: &Machine) -> anyhow::Result<Self> {
-        let agent_config = agent_config(config, machine)?;
+    pub async fn start(global: &Global, config: &Config, machine: &Machine) -> anyhow::Result<Self> {
         let lock = RoleLock::take(config, Socket::Agent(machine.name.clone()))?;
-        let identity = pki::identity(&config.site.ca, Identities::Agent, &machine.name)?;
+        let opened = Opened::all(machine, &[])?;
         pki::nbd::ensure_machine(&config.site.ca, machine)?;
-        let dialer = SiteDialer { identity, transport: config.process_server.transport };
-        let agent = Agent::start(agent_config, Arc::new(dialer), Arc::new(SystemClock))
-            .await
-            .with_context(|| format!("the agent of {} cannot start", machine.name))?;
-        let mut exports = Vec::new();
-        for disk in &machine.disks {
-            if let ListenAddress::Unix(path) = &disk.listen {
-                let parent = path.parent().unwrap_or(Path::new("/"));
-                std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-            }
-            let server = ServerConfig {
-                name: disk.name.to_string(),
-                listen: disk.listen.clone(),
-                tls: pki::nbd::server_config(&config.site.ca, &machine.name, &disk.listen)?,
-                inflight_max: INFLIGHT_MAX,
-                connections_max: CONNECTIONS_MAX,
-            };
-            let export = agent.export(&disk.name).with_context(|| format!("the agent has no disk {}", disk.name))?;
-            let server = Server::start(server, export)
+        let agent =
+            Agent::start(agent_config(config, machine, &opened), dialer(config, machine)?, Arc::new(SystemClock))
                 .await
-                .with_context(|| format!("cannot export disk {} on {}", disk.name, disk.listen))?;
-            tracing::info!(machine = %machine.name, disk = %disk.name, address = %server.address(), "exported");
-            exports.push(server);
-        }
-        let control = lock.serve(Arc::new(AgentSocket { agent: agent.clone() }))?;
-        Ok(Self { agent, exports, _control: control })
+                .with_context(|| format!("the agent of {} cannot start", machine.name))?;
+        let mut disks = Disks::of(config, machine);
+        disks.take_up(opened, Vec::new(), &agent)?;
+        disks.offer(config).await?;
+        let (current, disks) = (RwLock::new(Current::Agent(agent)), Mutex::new(disks));
+        let running = Arc::new(Running { global: global.clone(), disks, current });
+        let control = lock.serve(Arc::new(AgentSocket { running: running.clone() }))?;
+        Ok(Self { running, _control: control })
     }
 
     /// Stops exports, then the agent.
     pub async fn stop(self) {
-        for export in self.exports {
-            export.stop().await;
-        }
-        match self.agent.stop(STOP_DEADLINE).await {
+        self.running.disks.lock().await.withdraw().await;
+        let Ok(agent) = self.running.agent() else {
+            tracing::error!("no agent runs: its next start drains what was not stored");
+            return;
+        };
+        match agent.stop(STOP_DEADLINE).await {
             StopOutcome::Clean { seq } => tracing::info!(%seq, "agent stopped cleanly"),
             StopOutcome::Unclean { reason } => {
                 tracing::warn!(reason, "agent stopped with writes not yet stored: its next start drains them");
@@ -79,50 +89,38 @@ impl AgentRole {
     }
 }
 
-fn agent_config(config: &Config, machine: &Machine) -> anyhow::Result<AgentConfig> {
-    let disks = machine.disks.iter().map(|disk| {
-        let source = disk::RawDisk::open(&disk.source, true)
-            .map_err(|e| usage(format!("machine {}: disk {}: cannot open source: {e}", machine.name, disk.name)))?;
-        // Regular files read zeros where they were punched; a device promises nothing, and its trims are read back.
-        let device = std::fs::metadata(&disk.source).is_ok_and(|m| m.file_type().is_block_device());
-        Ok(AgentDisk { name: disk.name.clone(), source: Arc::new(source), trim_zeroes: !device })
-    });
-    Ok(AgentConfig {
-        machine: machine.name.clone(),
-        state_dir: config.agent_dir(&machine.name),
-        process_servers: machine.process_servers.clone(),
-        queue_bytes: machine.queue_bytes,
-        spool_bytes: machine.spool_bytes,
-        region_bytes: AgentConfig::REGION_BYTES,
-        active_regions_max: AgentConfig::ACTIVE_REGIONS_MAX,
-        rpo_target: config.policy.rpo_target,
-        disks: disks.collect::<anyhow::Result<_>>()?,
-    })
-}
-
 struct AgentSocket {
-    agent: Arc<Agent>,
+    running: Arc<Running>,
 }
 
 #[async_trait]
 impl Role for AgentSocket {
     fn status(&self) -> Value {
-        views::agent(&self.agent.status())
+        match &*self.running.current.read().unwrap_or_else(PoisonError::into_inner) {
+            Current::Agent(agent) => views::agent(&agent.status()),
+            Current::Between(status) => status.clone(),
+        }
     }
 
     async fn mark(&self, request: MarkRequest) -> anyhow::Result<Value> {
-        let marked = self.agent.mark(&request.label).await?;
+        let marked = self.running.agent()?.mark(&request.label).await?;
         Ok(json!({ "id": marked.id.to_string(), "seq": marked.seq.0, "time": marked.time.to_string() }))
     }
 
     async fn compared(&self, request: ComparedRequest) -> anyhow::Result<Value> {
         let bytes: u64 = request.extents.iter().map(model::Extent::len).sum();
-        self.agent.compared(&request.disk, request.at, request.extents).await?;
+        self.running.agent()?.compared(&request.disk, request.at, request.extents).await?;
         Ok(json!({ "disk": request.disk, "draining_bytes": bytes }))
     }
 
+    async fn reload(&self) -> anyhow::Result<Value> {
+        // To its end, though the one who asked may go away.
+        let running = self.running.clone();
+        tokio::spawn(async move { reload::run(&running).await }).await.context("the reload died")?
+    }
+
     fn flushes(&self) -> anyhow::Result<Value> {
-        let flushes = self.agent.flushes();
+        let flushes = self.running.agent()?.flushes();
         let rows: Vec<Value> =
             flushes.iter().map(|(time, seq)| json!({ "time": time.to_string(), "seq": seq.0 })).collect();
         Ok(json!({ "flushes": rows }))

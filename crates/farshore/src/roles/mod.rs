@@ -7,7 +7,10 @@
 mod agent;
 mod applier;
 mod dialer;
+mod disks;
+mod handover;
 mod process_server;
+mod reload;
 
 use std::time::Duration;
 
@@ -33,7 +36,7 @@ pub async fn up(global: &Global) -> anyhow::Result<()> {
     let applier = applier::ApplierRole::start(global, &config).await?;
     let mut agents = Vec::new();
     for machine in &config.machines {
-        agents.push(agent::AgentRole::start(&config, machine).await?);
+        agents.push(agent::AgentRole::start(global, &config, machine).await?);
     }
     ready();
     stop.await;
@@ -49,7 +52,7 @@ pub async fn agent(global: &Global, args: &AgentArgs) -> anyhow::Result<()> {
     let config = prepare(global)?;
     let machine = chosen_machine(&config, args)?;
     let stop = stop_signal()?;
-    let role = agent::AgentRole::start(&config, machine).await?;
+    let role = agent::AgentRole::start(global, &config, machine).await?;
     ready();
     stop.await;
     stopping();

@@ -1,0 +1,51 @@
+//! `farshore reload`: a running agent takes up its changed configuration.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::cli::{Global, MachineArgs};
+use crate::context;
+use crate::control::{ControlError, Socket, call};
+use crate::failure::usage;
+use crate::output::Output;
+
+/// Longer than the agent's own deadlines for requests under way, for the stop and for the start taken together.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Asks the machine's agent.
+pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow::Result<()> {
+    let config = context::config(global)?;
+    if config.machine(&args.machine).is_none() {
+        return Err(usage(format!("no machine {} in {}", args.machine, config.file.display())));
+    }
+    let socket = Socket::Agent(args.machine.clone()).path(&config);
+    let answer = match call(&socket, "/reload", Some(&serde_json::json!({})), RELOAD_TIMEOUT).await {
+        Ok(answer) => answer,
+        Err(error @ ControlError::Dead { .. }) => {
+            return Err(error).with_context(|| format!("the agent of {} does not run: start it", args.machine));
+        }
+        Err(error) => return Err(error).with_context(|| format!("the agent of {} was not reloaded", args.machine)),
+    };
+    output.print(&answer, || summary(&answer));
+    Ok(())
+}
+
+fn summary(answer: &Value) -> String {
+    let list = |key: &str| {
+        let names = answer[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    };
+    let pause = answer["pause_seconds"].as_f64().unwrap_or_default();
+    let mut text = format!(
+        "Disks added: {}; resized: {}; removed: {}. Clients waited for {pause:.2} s.",
+        list("added"),
+        list("resized"),
+        list("removed")
+    );
+    if let Some(reason) = answer["unclean"].as_str() {
+        text.push_str(&format!("\nWhat was written lately is drained too: {reason}."));
+    }
+    text
+}
