@@ -439,7 +439,6 @@ fn process_server_dies_at_every_step() {
 /// Garbage collection with a short journal window; every point is kept.
 fn collects(site: &Site) {
     let text = std::fs::read_to_string(site.config()).expect("config");
-    let text = text.replacen("[applier]\n", "[applier]\ngc = true\n", 1);
     let policy = "[policy]\njournal_window = \"1s\"\nretention = \"1y:all\"\n";
     std::fs::write(site.config(), text.replacen("[policy]\n", policy, 1)).expect("config is written");
 }

@@ -28,7 +28,6 @@ fn write_and_mark(site: &Site, round: usize) -> Marked {
 
 fn configure(site: &Site) {
     let text = std::fs::read_to_string(site.config()).expect("config");
-    let text = text.replacen("[applier]\n", "[applier]\ngc = true\n", 1);
     let policy = "[policy]\njournal_window = \"2s\"\nretention = \"2s:all\"\n";
     std::fs::write(site.config(), text.replacen("[policy]\n", policy, 1)).expect("config is written");
 }

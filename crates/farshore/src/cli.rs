@@ -91,7 +91,7 @@ pub enum Command {
     Cp(CpArgs),
     /// Re-read the store, recompute everything, and name what is damaged and which points it hits
     Verify(VerifyArgs),
-    /// Say of every object of a machine that the applier would delete (with `gc = true`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
+    /// Say of every object of a machine that the applier would delete (unless `gc = false`) why it may go; or, with --shared, delete segments shared between machines that nobody reads any more
     Gc(GcArgs),
     /// List the appliers with a vault store of their own that still need a machine's stream in the cache store, or forget one that is gone for good
     Consumers(ConsumersArgs),

@@ -364,7 +364,7 @@ async fn the_prefix_is_collected_when_it_is_switched_on_and_everything_goes_on()
     let off = start(&log, data_dir.path(), &clock).await;
     wait_for("the replica", async || processed(data_dir.path(), &log.machine).await == Some(log.last())).await;
     off.stop().await;
-    assert_eq!(store.list("machine/db/stream").await.expect("listed"), before, "off by default");
+    assert_eq!(store.list("machine/db/stream").await.expect("listed"), before, "nothing goes without it");
 
     let collecting = || ApplierConfig { gc: true, ..config(data_dir.path()) };
     let on = start_with(collecting(), &log, &clock).await;

@@ -61,7 +61,7 @@ async fn explain(global: &Global, machine: &MachineName, output: Output) -> anyh
         }
         let bytes = bytes + trimmed.iter().map(|(_, bytes)| bytes).sum::<u64>();
         text + &format!(
-            "{} objects of {}, {bytes} bytes: nothing was deleted. The applier deletes with gc = true in [applier].",
+            "{} objects of {}, {bytes} bytes: nothing was deleted. The applier deletes them unless [applier] says gc = false.",
             plan.garbage.len() + trimmed.len(),
             machine
         )

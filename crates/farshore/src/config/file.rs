@@ -179,7 +179,7 @@ impl Default for ProcessServerTable {
 
 impl Default for ApplierTable {
     fn default() -> Self {
-        Self { gc: false, gc_shared: false, map_segments: 8, state_digests: true }
+        Self { gc: true, gc_shared: false, map_segments: 8, state_digests: true }
     }
 }
 

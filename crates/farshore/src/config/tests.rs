@@ -92,8 +92,8 @@ fn every_key_stands_in_the_template_and_in_the_manual() {
 
 #[test]
 fn nothing_is_collected_unless_it_is_asked_for() {
-    assert!(!parse(&with("")).expect("bare").applier.gc);
-    assert!(parse(&with("[applier]\ngc = true\n")).expect("valid").applier.gc);
+    assert!(parse(&with("")).expect("bare").applier.gc);
+    assert!(!parse(&with("[applier]\ngc = false\n")).expect("valid").applier.gc);
 }
 
 #[test]
