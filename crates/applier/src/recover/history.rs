@@ -460,7 +460,7 @@ pub(crate) async fn unknown(store: &Store, machine: &MachineName) -> Result<Reco
 }
 
 /// Where no applier has its history, the stream must be whole.
-async fn refuse_trimmed(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<(), RecoverError> {
+pub(super) async fn refuse_trimmed(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> Result<(), RecoverError> {
     let state = ConsumerList::new(store, keys.clone(), machine.clone()).read().await?;
     let vaults: Vec<_> = state.consumers.values().map(|consumer| consumer.vault.as_str()).collect();
     match state.trimmed {

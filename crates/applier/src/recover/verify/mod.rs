@@ -31,6 +31,7 @@ use format::pack::PackRef;
 use model::{MachineName, PointId, RecordDigest, Selector, Seq};
 use store::{LogPosition, Store, StoreError};
 
+use super::history::refuse_trimmed;
 use super::progress::tell;
 use super::{ErrorKind, History, LoadOptions, ProgressFn, RecoverError, Stage};
 use crate::maps::end_of;
@@ -229,6 +230,9 @@ async fn check(
     findings: &mut Findings,
 ) -> Result<VerifyReport, RecoverError> {
     let manifest = manifests::check(store, keys, machine, findings).await?;
+    if manifest.last().is_none() {
+        refuse_trimmed(store, keys, machine).await?;
+    }
     let head_witness = witness_in_reach(&manifest, head_witness, findings);
     let witness_seq = head_witness.map(|(seq, _)| seq);
     let kept = kept::check(store, keys, machine, &manifest, findings).await?;
