@@ -57,8 +57,8 @@ impl Running {
 impl AgentRole {
     /// Starts the agent of a machine. The exports are offered once the agent stands, never before.
     pub async fn start(global: &Global, config: &Config, machine: &Machine) -> anyhow::Result<Self> {
-        let lock = RoleLock::take(config, Socket::Agent(machine.name.clone()))?;
         let opened = Opened::all(machine, &[])?;
+        let lock = RoleLock::take(config, Socket::Agent(machine.name.clone()))?;
         pki::nbd::ensure_machine(&config.site.ca, machine)?;
         let agent =
             Agent::start(agent_config(config, machine, &opened), dialer(config, machine)?, Arc::new(SystemClock))
