@@ -5,7 +5,7 @@
 //! the session and reaches no segment. A DATA frame is cut into batches of about one job, at record boundaries.
 
 use format::wire::record_cost;
-use model::{Incarnation, LogHead, Position, Record, RecordBody, RecordDigester, Seq, Timestamp};
+use model::{Incarnation, LogHead, MarkKind, Position, Record, RecordBody, RecordDigester, Seq, Timestamp};
 use tokio::time::Instant;
 
 use crate::stream::Admitted;
@@ -37,6 +37,16 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Whether somebody waits for one of them to be stored: applications may stand still until a mark is, and behind a drain
+    /// every position is a point again.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.records.iter().any(|record| match &record.body {
+            RecordBody::DrainEnd(_) => true,
+            RecordBody::Mark(mark) => mark.kind == MarkKind::Application,
+            _ => false,
+        })
+    }
+
     /// Whether a drain is open behind the last.
     pub(crate) fn drains_after(&self) -> bool {
         self.records.iter().fold(self.draining, |draining, record| record.body.drains_after(draining))

@@ -134,7 +134,7 @@ impl OpenEpoch {
         }
     }
 
-    /// Gives a batch its slot and sends it to the workers.
+    /// Gives a batch its slot and sends it to the workers. A segment with something awaited takes nothing more in.
     pub(crate) fn dispatch(&mut self, batch: Batch, permit: OwnedSemaphorePermit) {
         let keys = &self.context.keys;
         let assigned = self.segments.assign(&batch, || FrameSealer::new(keys, ObjectId::random()));
@@ -146,9 +146,13 @@ impl OpenEpoch {
             dedup: self.dedup.clone(),
             share: self.share.clone(),
         };
+        let awaited = batch.is_awaited();
         let Batch { records, draining, .. } = batch;
         let work = Work::Records { segment, ordinal: assigned.ordinal, records, draining };
         self.submit(assigned.slot, work, permit);
+        if awaited {
+            self.segments.close();
+        }
     }
 
     /// Sends the next complete segment to be put together; false when there is none.

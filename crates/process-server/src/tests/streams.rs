@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::RecordBody;
+use model::{DrainCause, Incarnation, Mark, MarkKind, RecordBody, Seq};
 use store::Faults;
 
 use super::agent::Agent;
@@ -66,6 +66,37 @@ async fn duplicates_and_zeros_are_not_stored_again() {
     assert!(agent.witness.object_bytes - once < 32 << 10, "{} more bytes", agent.witness.object_bytes - once);
     agent.log_is_whole().await;
     assert_eq!(server.status().machines[0].dedup_hits, 7 * 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_waits_for_is_stored_at_once() {
+    let site = Site::new();
+    let age = Duration::from_secs(5);
+    let server = site.server_with(&Faults::default(), |config| config.segment_age = age);
+    let mut agent = Agent::new(&site, "db", 1);
+    agent.connect(&server).await.expect("welcome");
+    let mark = |kind, id| Mark { kind, id: [id; 16], label: String::new() };
+    let (cause, incarnation) = (DrainCause::Initial, Incarnation([1; 16]));
+    let bodies = [
+        vec![
+            RecordBody::DrainBegin { cause, incarnation, lost_after: Seq(0) },
+            RecordBody::DrainEnd(mark(MarkKind::Crash, 1)),
+        ],
+        vec![RecordBody::Mark(mark(MarkKind::Application, 2))],
+        // The control: nobody waits for a crash point.
+        vec![RecordBody::Mark(mark(MarkKind::Crash, 3))],
+    ];
+    let mut took = Vec::new();
+    for bodies in bodies {
+        agent.number(Workload::write_at(0, vec![1; 4096]));
+        bodies.into_iter().for_each(|body| agent.number(body));
+        let begun = tokio::time::Instant::now();
+        agent.send_all().await.expect("connected");
+        agent.until_stored().await.expect("stored");
+        took.push(begun.elapsed());
+    }
+    assert!(took[0] < age / 10 && took[1] < age / 10 && took[2] >= age, "{took:?}");
+    agent.log_is_whole().await;
 }
 
 #[tokio::test(start_paused = true)]
