@@ -6,28 +6,19 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::cli::{Global, MarkArgs};
-use crate::context;
-use crate::control::{ControlError, Socket, call};
-use crate::failure::usage;
 use crate::output::Output;
+
+use super::ask_agent;
 
 /// A mark waits for the store: through a short outage, not for ever.
 const MARK_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Asks the machine's agent.
 pub async fn run(global: &Global, args: &MarkArgs, output: Output) -> anyhow::Result<()> {
-    let config = context::config(global)?;
-    if config.machine(&args.machine).is_none() {
-        return Err(usage(format!("no machine {} in {}", args.machine, config.file.display())));
-    }
-    let socket = Socket::Agent(args.machine.clone()).path(&config);
-    let answer = match call(&socket, "/mark", Some(&json!({ "label": args.label })), MARK_TIMEOUT).await {
-        Ok(answer) => answer,
-        Err(error @ ControlError::Dead { .. }) => {
-            return Err(error).with_context(|| format!("the agent of {} does not run: start it first", args.machine));
-        }
-        Err(error) => return Err(error).with_context(|| format!("no mark was set on {}", args.machine)),
-    };
+    let body = json!({ "label": args.label });
+    let answer = ask_agent(global, &args.machine, "/mark", &body, MARK_TIMEOUT)
+        .await
+        .with_context(|| format!("no mark was set on {}", args.machine))?;
     let mut object = answer.clone();
     object["machine"] = json!(args.machine);
     object["label"] = json!(args.label);

@@ -24,10 +24,17 @@ mod status;
 mod unprotect;
 mod verify;
 
-use crate::cli::{Cli, Command};
-use crate::failure::Exit;
+use std::time::Duration;
+
+use anyhow::Context;
+use model::MachineName;
+use serde_json::Value;
+
+use crate::cli::{Cli, Command, Global};
+use crate::control::{ControlError, Socket, call};
+use crate::failure::{Exit, usage};
 use crate::output::Output;
-use crate::{demo, init, roles};
+use crate::{context, demo, init, roles};
 
 /// Runs one command to its end.
 pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
@@ -63,4 +70,24 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Dump(args) => return dump::run(global, &args, output),
     }
     Ok(Exit::Done)
+}
+
+/// Asks the running agent of a configured machine to do something.
+async fn ask_agent(
+    global: &Global,
+    machine: &MachineName,
+    route: &str,
+    body: &Value,
+    timeout: Duration,
+) -> anyhow::Result<Value> {
+    let config = context::config(global)?;
+    if config.machine(machine).is_none() {
+        return Err(usage(format!("no machine {machine} in {}", config.file.display())));
+    }
+    match call(&Socket::Agent(machine.clone()).path(&config), route, Some(body), timeout).await {
+        Err(error @ ControlError::Dead { .. }) => {
+            Err(error).with_context(|| format!("the agent of {machine} does not run: start it first"))
+        }
+        answer => Ok(answer?),
+    }
 }

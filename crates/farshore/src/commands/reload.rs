@@ -3,31 +3,21 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::{Global, MachineArgs};
-use crate::context;
-use crate::control::{ControlError, Socket, call};
-use crate::failure::usage;
 use crate::output::Output;
+
+use super::ask_agent;
 
 /// Longer than the agent's own deadlines for requests under way, for the stop and for the start taken together.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Asks the machine's agent.
 pub async fn run(global: &Global, args: &MachineArgs, output: Output) -> anyhow::Result<()> {
-    let config = context::config(global)?;
-    if config.machine(&args.machine).is_none() {
-        return Err(usage(format!("no machine {} in {}", args.machine, config.file.display())));
-    }
-    let socket = Socket::Agent(args.machine.clone()).path(&config);
-    let answer = match call(&socket, "/reload", Some(&serde_json::json!({})), RELOAD_TIMEOUT).await {
-        Ok(answer) => answer,
-        Err(error @ ControlError::Dead { .. }) => {
-            return Err(error).with_context(|| format!("the agent of {} does not run: start it", args.machine));
-        }
-        Err(error) => return Err(error).with_context(|| format!("the agent of {} was not reloaded", args.machine)),
-    };
+    let answer = ask_agent(global, &args.machine, "/reload", &json!({}), RELOAD_TIMEOUT)
+        .await
+        .with_context(|| format!("the agent of {} was not reloaded", args.machine))?;
     output.print(&answer, || summary(&answer));
     Ok(())
 }
