@@ -79,7 +79,7 @@ enum Chore {
     },
     /// Single files out of XFS and NTFS in points, through libguestfs, which it installs; needs root.
     Libguestfs,
-    /// A Debian machine with PostgreSQL under load, started in QEMU from a point. Installs QEMU and debootstrap; needs root.
+    /// A Debian machine with PostgreSQL under load, started in QEMU from points of one life; `test` starts it from one. Needs root.
     SystemDisk {
         /// Points to start the machine from.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

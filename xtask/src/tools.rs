@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use crate::command::{on_path, output, run};
 
 /// What the tests need: (program or absolute path of a file, Debian package).
-const DEBIAN: [(&str, &str); 16] = [
+const DEBIAN: [(&str, &str); 19] = [
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdfuse", "nbdfuse"),
@@ -27,14 +27,9 @@ const DEBIAN: [(&str, &str); 16] = [
     ("sfdisk", "fdisk"),
     ("npm", "npm"),
     ("python3", "python3"),
-];
-
-/// What `system-disk` needs.
-const SYSTEM_DISK: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("debootstrap", "debootstrap"),
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
-    ("mke2fs", "e2fsprogs"),
 ];
 
 /// What `bench` cannot do without.
@@ -78,11 +73,6 @@ fn tools_dir() -> PathBuf {
 /// Installs missing Debian packages of the tests.
 pub fn debian() -> Result<()> {
     install(&DEBIAN, if python_has_venv() { &[] } else { &["python3-venv"] })
-}
-
-/// Installs missing Debian packages of `system-disk`.
-pub fn system_disk() -> Result<()> {
-    install(&SYSTEM_DISK, &[])
 }
 
 /// Installs missing Debian packages of `libguestfs`.
