@@ -22,6 +22,9 @@ use crate::{ApplierError, segments};
 /// Commits of one epoch before a fresh one is thought of.
 pub(crate) const EPOCH_COMMITS: u64 = 32;
 
+/// Commits of one epoch, whatever a fresh one costs: whoever opens a position reads each of them.
+pub(crate) const EPOCH_COMMITS_MAX: u64 = 256;
+
 /// The manifest log of a machine.
 pub(crate) fn log(store: &Store, keys: &Arc<Keys>, machine: &MachineName) -> EpochLog {
     EpochLog {
@@ -162,10 +165,12 @@ impl ManifestOwner {
         self.writer.epoch()
     }
 
-    /// Whether a fresh epoch pays: a reader then reads one opening instead of an older one and all these commits. What
-    /// renewing writes stays below half of what commits write.
+    /// Whether it is time for a fresh epoch: a reader then reads one opening instead of an older one and all these commits.
+    /// While there are few, what renewing writes stays below half of what commits write.
     pub fn is_long(&self) -> bool {
-        self.next_slot > EPOCH_COMMITS && self.commit_bytes >= 2 * self.opening_bytes
+        let commits = self.next_slot - 1;
+        let pays = commits >= EPOCH_COMMITS && self.commit_bytes >= 2 * self.opening_bytes;
+        pays || commits >= EPOCH_COMMITS_MAX
     }
 
     /// Whether a commit was given that is not acknowledged yet: [`ManifestOwner::finish`] it first.

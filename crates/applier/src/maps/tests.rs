@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use format::manifest::ManifestCommit;
 use format::map::{FANOUT, MapFacts, MapName, MapSource, MapWriter, Node};
 use model::{DiskChange, Extent, MachineName, Selector, Seq};
 use object_store::memory::InMemory;
@@ -12,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use store::{CountingStore, LogRules, Store};
 
 use super::{Maps, map_path, map_place};
-use crate::manifest::{self, EPOCH_COMMITS};
+use crate::manifest::{self, EPOCH_COMMITS, EPOCH_COMMITS_MAX, ManifestOwner};
 use crate::recover::{History, LoadOptions, PointReader, RecoverError, VerifyOptions, verify};
 use crate::testing::{Contents, TestLog, name, vault, vault_in};
 use crate::tests::{contents, follow};
@@ -282,6 +283,36 @@ async fn a_manifest_is_an_opening_and_few_commits_however_many_there_were() {
     assert!(newest.end.position.epoch >= 4, "{:?}", newest.end);
     assert!(newest.entries.len() as u64 <= EPOCH_COMMITS + 1, "{} objects", newest.entries.len());
     every_position_is_right(&log, "renewed").await;
+}
+
+/// A policy that keeps many points makes openings large beside commits: they are written again all the same, or a
+/// reader's GETs would grow with the points that are kept.
+#[tokio::test]
+async fn a_manifest_of_many_points_has_few_commits_too() {
+    let (store, keys) = vault().await;
+    let mut log = TestLog::begin(&store, &keys, "db", 8).await;
+    log.model.blind = true;
+    for mark in 0..2000 {
+        log.named(&format!("mark {mark}"));
+    }
+    log.commit().await;
+    follow(&log, 1).await;
+    let mut owner = ManifestOwner::attach(&store, &keys, &log.machine, LogRules::ALL).await.expect("attached");
+    let opening = owner.manifest().encode().len();
+    let (mut commits, mut bytes) = (0, 0);
+    while !owner.is_long() {
+        let commit = ManifestCommit { holds_read: commits + 1, ..ManifestCommit::default() };
+        bytes += commit.encode().len();
+        owner.begin(commit);
+        owner.finish().await.expect("acknowledged");
+        commits += 1;
+    }
+    assert_eq!(commits, EPOCH_COMMITS_MAX);
+    assert!(bytes < opening, "by their bytes alone they would have gone on: {bytes} of {opening}");
+    owner.renew().await.expect("renewed");
+    assert!(!owner.is_long());
+    let newest = manifest::log(&store, &keys, &log.machine).read_newest().await.expect("read");
+    assert_eq!(newest.entries.len(), 1, "an opening and nothing behind it");
 }
 
 async fn mapped() -> (Arc<InMemory>, TestLog) {
