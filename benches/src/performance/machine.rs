@@ -47,7 +47,7 @@ pub fn describe(bench: &Bench, mib: u64, before: &Load) -> Result<String> {
     let file_system = Command::new("df").arg("--output=fstype").arg(&bench.dir).output()?;
     let mb = |bytes: u64| bytes / 1_000_000;
     let mut text = format!(
-        "    cargo xtask bench --runs {} --mib {mib}\n\n\
+        "    cargo xtask bench -- --runs {} --mib {mib}\n\n\
          {cores} cores ({}), {} GiB of memory, Linux {}, {}. The program of the {} profile. Other processes took {:.0} % of the \
          machine's CPU time during the run{}.\n\nInputs: an ext4 image of {mib} MiB with files of /usr and a database, {} MB of it \
          not zeros; the same image later, with {} MB of 4 KiB blocks that differ; {} MiB that do not compress; {} MiB of database \

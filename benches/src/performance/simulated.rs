@@ -67,7 +67,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Sends so many writes and reads until the last of them is stored.
+    /// Sends so many writes and a mark, which closes their segment, and reads until all are stored.
     pub async fn write(&mut self, count: u64, mut writes: Writes) -> Result<()> {
         let disk = self.disk.id();
         let mut left = count;
@@ -81,6 +81,9 @@ impl Agent {
             left -= frame.len() as u64;
             self.send(frame).await?;
         }
+        let mark = Mark { kind: MarkKind::Application, id: [2; 16], label: "the end".to_owned() };
+        let mark = self.number(RecordBody::Mark(mark));
+        self.send(vec![mark]).await?;
         self.until_stored().await
     }
 

@@ -5,6 +5,12 @@ mod device;
 mod image;
 pub mod memory;
 mod raw;
+#[cfg(test)]
+mod scheduled;
+mod sync;
+mod threads;
+#[cfg(test)]
+mod threads_tests;
 
 pub use device::device_identity;
 pub use image::{Image, ImageFormat, ImageFormatError};

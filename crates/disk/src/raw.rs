@@ -1,7 +1,7 @@
 //! Raw files and block devices: what the agent protects and what the applier keeps.
 //!
-//! Reads and writes are positioned (`pread`, `pwrite`) and run on the blocking pool, so that calls never share a file
-//! offset and may run in parallel. A call that is dropped half-way still runs to its end on the pool: whoever drops a
+//! Reads and writes are positioned (`pread`, `pwrite`) and run on threads of the disk, so that calls never share a file
+//! offset and may run in parallel. A call that is dropped half-way still runs to its end: whoever drops a
 //! write must treat its range as undecided. A failed flush is returned as it is and never tried again here, because the
 //! kernel marks the lost pages clean and a second flush would succeed without having written them.
 //!
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 
 use crate::Disk;
 use crate::bounds::{check_extent, check_write};
+use crate::threads::DiskThreads;
 
 /// Bytes of zeros written at once where a disk cannot zero a range by itself.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
@@ -35,10 +36,11 @@ const ALLOCATED_PARTS_MAX: usize = 65_536;
 /// Cache is dropped in whole units of this: the kernel keeps a page that is only partly named. No page is larger.
 const CACHE_UNIT_BYTES: u64 = 64 << 10;
 
-/// A raw file or block device, read and written at offsets on the blocking pool.
+/// A raw file or block device, read and written at offsets on threads of its own.
 #[derive(Debug)]
 pub struct RawDisk {
     inner: Arc<Inner>,
+    threads: DiskThreads,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,7 @@ impl RawDisk {
         let size = size_of(&mut file, &inner.path)?;
         let inner =
             Inner { file, path: inner.path.clone(), size, writable: inner.writable, block_device: inner.block_device };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::around(inner))
     }
 
     fn from_file(mut file: File, path: &Path, writable: bool, block_device: bool) -> io::Result<Self> {
@@ -99,19 +101,21 @@ impl RawDisk {
         }
         let size = size_of(&mut file, path)?;
         let inner = Inner { file, path: path.to_owned(), size, writable, block_device };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::around(inner))
     }
 
-    /// Runs one operation on the blocking pool.
+    fn around(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner), threads: DiskThreads::new() }
+    }
+
+    /// Runs one operation on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let inner = self.inner.clone();
-        match tokio::task::spawn_blocking(move || operation(&inner)).await {
-            Ok(result) => result,
-            Err(join) => Err(io::Error::other(format!("disk operation did not run to its end: {join}"))),
-        }
+        let ran = self.threads.run(move || operation(&inner)).await;
+        ran.unwrap_or_else(|| Err(io::Error::other("a disk operation panicked and did not run to its end")))
     }
 
     fn check_writable(&self) -> io::Result<()> {
