@@ -13,6 +13,7 @@ mod trees;
 mod bad_input;
 mod bare_machine;
 mod basic;
+mod carriers;
 mod clones;
 mod disks;
 mod failpoints;

@@ -45,7 +45,8 @@ fn head_when_connected(site: &Site, port: u16) -> Result<u64, String> {
     let status = site.agent_status("db")?;
     let events = status["events"].as_array().cloned().unwrap_or_default();
     let wanted = format!("connected to process server 127.0.0.1:{port}; the log's head is seq ");
-    let mut heads = events.iter().filter_map(|event| event["message"].as_str()?.strip_prefix(&wanted)?.parse().ok());
+    let head = |text: &str| text.strip_prefix(&wanted)?.split(';').next()?.parse().ok();
+    let mut heads = events.iter().filter_map(|event| head(event["message"].as_str()?));
     heads.next_back().ok_or_else(|| format!("{status:#}"))
 }
 

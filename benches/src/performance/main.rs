@@ -13,7 +13,9 @@ mod delta;
 mod full;
 mod increment;
 mod inputs;
+mod lane;
 mod limits;
+mod link;
 mod machine;
 mod measure;
 mod noise;
@@ -22,6 +24,7 @@ mod report;
 mod simulated;
 mod site;
 mod tls;
+mod wan;
 
 use std::path::PathBuf;
 
@@ -44,7 +47,7 @@ struct Options {
     /// Where inputs and stores lie; cleaned up.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Sections to run: limits always, and of full, increment, noise, delta, back those that are named.
+    /// Sections to run: limits always, and of full, increment, noise, delta, back, wan those that are named.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Where the report is written; it is printed in any case.
@@ -92,7 +95,7 @@ fn main() -> Result<()> {
 
 /// The sections in order of importance; a later one may use figures of an earlier one.
 fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
-    const NAMES: [&str; 5] = ["full", "increment", "noise", "delta", "back"];
+    const NAMES: [&str; 6] = ["full", "increment", "noise", "delta", "back", "wan"];
     let unknown = only.iter().find(|name| !NAMES.contains(&name.as_str()));
     ensure!(unknown.is_none(), "no section is called {:?}; there are {NAMES:?}", unknown.expect("is some"));
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
@@ -110,6 +113,9 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
     }
     if wanted("back") {
         back::run(bench, &mut report)?;
+    }
+    if wanted("wan") {
+        wan::run(bench, &mut report)?;
     }
     report.memory();
     Ok(report)

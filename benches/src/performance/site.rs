@@ -1,12 +1,14 @@
 //! A site of Farshore in a directory: made by `farshore init`, run as roles in processes of their own, asked over their
 //! control sockets, as an operator's would be.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +16,7 @@ use nbd::ListenAddress;
 use serde_json::Value;
 
 use crate::Bench;
+use crate::link::Namespace;
 use crate::measure::{cpu_of, empty_dir, peak_of};
 
 /// How long anything may take.
@@ -33,6 +36,17 @@ pub struct Site {
     pub dir: PathBuf,
     /// Where the process server listens.
     pub port: u16,
+    apart: Option<Apart>,
+}
+
+/// Agent and process server on machines of their own.
+pub struct Apart {
+    /// Namespaces of the agent and of the process server.
+    pub ends: [Arc<Namespace>; 2],
+    /// Address of the process server.
+    pub server: Ipv4Addr,
+    /// By which carrier they talk.
+    pub transport: &'static str,
 }
 
 /// A role that runs; killed when dropped.
@@ -44,10 +58,15 @@ pub struct Role {
 impl Site {
     /// Makes a site whose one machine has one disk. Its store and all its state lie in the directory, which is emptied.
     pub fn make(bench: &Bench, name: &str, source: &Path) -> Result<Site> {
+        Self::make_apart(bench, name, source, None)
+    }
+
+    /// The same; its roles may be apart.
+    pub fn make_apart(bench: &Bench, name: &str, source: &Path, apart: Option<Apart>) -> Result<Site> {
         let dir = bench.dir.join(name);
         empty_dir(&dir)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let site = Site { farshore: bench.farshore.clone(), dir, port };
+        let site = Site { farshore: bench.farshore.clone(), dir, port, apart };
         site.bare(&["init", &site.path("site").to_string_lossy()])?;
         site.configure(source, "store", "data")?;
         Ok(site)
@@ -56,9 +75,13 @@ impl Site {
     /// Writes the configuration: every key that is not named is as a user gets it.
     pub fn configure(&self, source: &Path, store: &str, data: &str) -> Result<()> {
         let at = |name: &str| self.path(name).display().to_string();
+        let (host, carrier) = match &self.apart {
+            None => (Ipv4Addr::LOCALHOST, String::new()),
+            Some(apart) => (apart.server, format!("transport = \"{}\"\n", apart.transport)),
+        };
         let text = format!(
             "[site]\nname = \"bench\"\ndata_dir = \"{data}\"\n[store]\ncache = \"file://{store}\"\n[process_server]\n\
-             listen = \"127.0.0.1:{port}\"\n[[machine]]\nname = \"{MACHINE}\"\n[[machine.disk]]\nname = \"{DISK}\"\n\
+             listen = \"{host}:{port}\"\n{carrier}[[machine]]\nname = \"{MACHINE}\"\n[[machine.disk]]\nname = \"{DISK}\"\n\
              source = \"{source}\"\nlisten = \"unix:{socket}\"\n",
             data = at(data),
             store = at(store),
@@ -94,7 +117,14 @@ impl Site {
     pub fn start(&self, args: &[&str]) -> Result<Role> {
         let log = self.path(&format!("{}.log", args[0]));
         let out = File::options().create(true).append(true).open(&log)?;
-        let mut command = Command::new(&self.farshore);
+        let mut words = match (&self.apart, args[0]) {
+            (Some(apart), "agent") => apart.ends[0].prefix().map(OsString::from).to_vec(),
+            (Some(apart), "process-server") => apart.ends[1].prefix().map(OsString::from).to_vec(),
+            _ => Vec::new(),
+        };
+        words.push(self.farshore.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command.arg("--config").arg(self.path("site/farshore.toml")).args(args).env_remove("FARSHORE_CONFIG");
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         Ok(Role { child: command.spawn()?, log })
@@ -127,15 +157,28 @@ impl Site {
     pub fn wait_stored(&self, agent: &mut Role) -> Result<Value> {
         let mut last = Value::Null;
         agent.until("everything is stored", || {
-            let Ok(status) = self.status(&format!("agent-{MACHINE}")) else { return Ok(false) };
-            let (next, stored) = (status["next_seq"].as_u64(), status["stored"]["seq"].as_u64().unwrap_or(0));
-            let settled = status["mode"] == "data" && status["to_drain_bytes"] == 0;
-            let done = settled && stored > 0 && next == Some(stored + 1);
-            last = status;
-            Ok(done)
+            last = self.status(&format!("agent-{MACHINE}")).unwrap_or_default();
+            Ok(is_stored(&last))
         })?;
         Ok(last)
     }
+
+    /// The same, for so long at most.
+    pub fn wait_stored_for(&self, agent: &mut Role, limit: Duration) -> Result<Value> {
+        let (mut last, begun) = (Value::Null, Instant::now());
+        agent.until("everything is stored", || {
+            last = self.status(&format!("agent-{MACHINE}")).unwrap_or_default();
+            Ok(is_stored(&last) || begun.elapsed() >= limit)
+        })?;
+        Ok(last)
+    }
+}
+
+/// Whether the agent of this status is replicated to its last write.
+pub fn is_stored(status: &Value) -> bool {
+    let (next, stored) = (status["next_seq"].as_u64(), status["stored"]["seq"].as_u64().unwrap_or(0));
+    let settled = status["mode"] == "data" && status["to_drain_bytes"] == 0;
+    settled && stored > 0 && next == Some(stored + 1)
 }
 
 impl Role {

@@ -121,6 +121,7 @@ impl Agent {
             machine: self.shared.config.machine.clone(),
             mode: core.sequencer.mode().name(),
             connection: core.connection.clone(),
+            carrier: core.connection.as_ref().and(core.carrier).map(|carrier| carrier.to_string()),
             session: match (&core.connection, core.greeting) {
                 (Some(_), _) => "live",
                 (None, true) => "hello",
@@ -395,6 +396,7 @@ fn first_core(
         sent: freed.position.seq,
         sent_max: freed.position.seq,
         connection: None,
+        carrier: None,
         greeting: false,
         connection_failure: None,
         refusal: None,

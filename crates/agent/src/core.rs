@@ -88,6 +88,8 @@ pub(crate) struct Core {
     pub(crate) sent_max: Seq,
     /// Address of the process server, while a session is up.
     pub(crate) connection: Option<String>,
+    /// How that session, or the last one, is carried; nothing in memory.
+    pub(crate) carrier: Option<transport::Carrier>,
     /// A connection is up and HELLO was said, but log and agent have not agreed yet.
     pub(crate) greeting: bool,
     /// Why the last try gave no connection; nothing while there is one.

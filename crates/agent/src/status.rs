@@ -13,6 +13,8 @@ pub struct AgentStatus {
     pub mode: &'static str,
     /// Address of the process server in use, or nothing while there is none.
     pub connection: Option<String>,
+    /// How that connection is carried: TLS or QUIC, whether we chose BBR for it, and the round trip that was measured.
+    pub carrier: Option<String>,
     /// How far the session is: `none`, `hello` until log and agent have agreed where they stand, `live`.
     #[serde(skip)]
     pub session: &'static str,

@@ -5,17 +5,19 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::failure::connect_error;
 use crate::frame::Sink;
-use crate::quic::{self, Congestion};
+use crate::path::{self, Carrier, Choice, Rule};
+use crate::quic;
 use crate::revoked::Trust;
 use crate::tls::{ALPN, server_name};
 use crate::{FrameReader, FrameWriter, Identity, Peer, Role, TransportError};
 
 /// Time for a connection to stand, from name lookup to the end of the handshake.
-const CONNECT_SECONDS: u64 = 10;
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Silence on an idle TCP connection before the kernel asks whether the peer is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -45,6 +47,8 @@ pub struct Connection {
     pub peer: Peer,
     /// Its address, for messages.
     pub address: String,
+    /// How it is carried, where we connected.
+    pub carrier: Option<Carrier>,
     /// Frames in.
     pub reader: FrameReader,
     /// Frames out.
@@ -75,10 +79,15 @@ impl Connection {
         self
     }
 
+    /// The same, knowing by what it is carried.
+    pub(crate) fn carried_by(self, carrier: Carrier) -> Self {
+        Self { carrier: Some(carrier), ..self }
+    }
+
     fn assemble(peer: Peer, address: String, read: Box<dyn AsyncRead + Send + Unpin>, sink: Sink) -> Self {
         let named = format!("{peer} at {address}");
         let reader = FrameReader::new(read, named.clone());
-        Self { peer, address, reader, writer: FrameWriter::new(sink, named) }
+        Self { peer, address, carrier: None, reader, writer: FrameWriter::new(sink, named) }
     }
 }
 
@@ -90,40 +99,137 @@ pub async fn connect(
     identity: &Identity,
     expect: Role,
 ) -> Result<Connection, TransportError> {
-    connect_with(address, kind, identity, expect, Congestion::default()).await
+    let rule = Rule::default();
+    let over_tls = async {
+        let dialled = dial(address).await?;
+        let long = rule.choose(dialled.round_trip, || rule.give_congestion(&dialled.tcp)) == Choice::Long;
+        secure(address, dialled, long, identity, expect).await
+    };
+    match kind {
+        TransportKind::Tls => in_time(address, CONNECT_LIMIT, over_tls).await,
+        TransportKind::Quic => over_quic(address, CONNECT_LIMIT, identity, expect).await,
+    }
 }
 
-/// As [`connect`], with a choice of congestion control for what we send over QUIC. TCP takes the kernel's.
-pub async fn connect_with(
+/// As [`connect`], by the carrier that suits the path: TLS near by, and far away if the kernel offers BBR; otherwise QUIC. What
+/// cannot be reached by one is tried by the other. A server that is reached but not trusted is not asked again.
+pub async fn connect_auto(address: &str, identity: &Identity, expect: Role) -> Result<Connection, TransportError> {
+    connect_by(Rule::default(), address, identity, expect).await
+}
+
+pub(crate) async fn connect_by(
+    rule: Rule,
     address: &str,
-    kind: TransportKind,
     identity: &Identity,
     expect: Role,
-    congestion: Congestion,
 ) -> Result<Connection, TransportError> {
-    let limit = Duration::from_secs(CONNECT_SECONDS);
-    let connecting = async {
-        match kind {
-            TransportKind::Tls => connect_tls(address, identity, expect).await,
-            TransportKind::Quic => quic::connect(address, identity, expect, congestion).await,
+    let over_tls = async {
+        let dialled = dial(address).await?;
+        let choice = rule.choose(dialled.round_trip, || rule.give_congestion(&dialled.tcp));
+        match choice {
+            Choice::Quic => Ok(ByTls::Throttled(dialled)),
+            Choice::Plain | Choice::Long => secure(address, dialled, choice == Choice::Long, identity, expect)
+                .await
+                .map(Box::new)
+                .map(ByTls::Connected),
         }
     };
-    let timeout = || TransportError::Timeout { peer: address.to_owned(), seconds: CONNECT_SECONDS };
-    tokio::time::timeout(limit, connecting).await.map_err(|_| timeout())?
+    match in_time(address, CONNECT_LIMIT, over_tls).await {
+        Ok(ByTls::Connected(connection)) => Ok(*connection),
+        Ok(ByTls::Throttled(dialled)) => match over_quic(address, rule.quic_patience, identity, expect).await {
+            Err(error) if is_out_of_reach(&error) => {
+                tracing::warn!(%address, "{SLOW_TLS}");
+                in_time(address, CONNECT_LIMIT, secure(address, dialled, false, identity, expect)).await
+            }
+            other => other,
+        },
+        Err(error) if is_out_of_reach(&error) => over_quic(address, CONNECT_LIMIT, identity, expect).await,
+        Err(error) => Err(error),
+    }
 }
 
-async fn connect_tls(address: &str, identity: &Identity, expect: Role) -> Result<Connection, TransportError> {
+/// How far TLS came.
+enum ByTls {
+    Connected(Box<Connection>),
+    /// TCP answered, over a path for which it has no congestion control.
+    Throttled(Dialled),
+}
+
+/// Said when neither way is fast.
+const SLOW_TLS: &str = "the path is long, this kernel offers TCP no BBR, and QUIC gets no answer: TLS will be slow when packets \
+                        get lost; load tcp_bbr and allow it (net.ipv4.tcp_allowed_congestion_control), or let UDP through";
+
+/// Whether another carrier may get there.
+fn is_out_of_reach(error: &TransportError) -> bool {
+    matches!(error, TransportError::Unreachable { .. } | TransportError::Timeout { .. })
+}
+
+/// Ends an attempt that takes too long.
+async fn in_time<T>(
+    address: &str,
+    limit: Duration,
+    attempt: impl Future<Output = Result<T, TransportError>>,
+) -> Result<T, TransportError> {
+    let timeout = || TransportError::Timeout { peer: address.to_owned(), seconds: limit.as_secs() };
+    tokio::time::timeout(limit, attempt).await.map_err(|_| timeout())?
+}
+
+/// A TCP connection, and how long its first packets took there and back.
+struct Dialled {
+    tcp: TcpStream,
+    round_trip: Duration,
+}
+
+async fn dial(address: &str) -> Result<Dialled, TransportError> {
     let unreachable = |source| TransportError::Unreachable { peer: address.to_owned(), source };
-    let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
-    prepare(&tcp).map_err(unreachable)?;
+    let mut failure = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for target in tokio::net::lookup_host(address).await.map_err(unreachable)? {
+        let begun = Instant::now();
+        match TcpStream::connect(target).await {
+            Ok(tcp) => {
+                let round_trip = begun.elapsed();
+                prepare(&tcp).map_err(unreachable)?;
+                return Ok(Dialled { tcp, round_trip });
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(unreachable(failure))
+}
+
+/// Puts TLS on a TCP connection.
+async fn secure(
+    address: &str,
+    dialled: Dialled,
+    long: bool,
+    identity: &Identity,
+    expect: Role,
+) -> Result<Connection, TransportError> {
+    let Dialled { tcp, round_trip } = dialled;
+    let unreachable = |source| TransportError::Unreachable { peer: address.to_owned(), source };
+    if long {
+        path::widen_sender(&tcp);
+    }
+    let begun = Instant::now();
     let connector = TlsConnector::from(identity.client_config());
     let tls = connector.connect(server_name(), tcp).await.map_err(|e| connect_error(address, e))?;
+    // The handshake is one round trip, too, with some work; whichever was less was delayed less by other things.
+    let carrier = Carrier { kind: TransportKind::Tls, bbr: long, round_trip: round_trip.min(begun.elapsed()) };
     let session = tls.get_ref().1;
     check_alpn(session.alpn_protocol()).map_err(unreachable)?;
     let (peer, trust) = identity
         .authenticate(session.peer_certificates().unwrap_or_default(), expect)
         .map_err(|why| TransportError::Untrusted { peer: address.to_owned(), why })?;
-    Ok(Connection::over(peer, address.to_owned(), Box::new(tls)).resting_on(trust))
+    Ok(Connection::over(peer, address.to_owned(), Box::new(tls)).carried_by(carrier).resting_on(trust))
+}
+
+async fn over_quic(
+    address: &str,
+    limit: Duration,
+    identity: &Identity,
+    expect: Role,
+) -> Result<Connection, TransportError> {
+    in_time(address, limit, quic::connect(address, identity, expect)).await
 }
 
 /// Small frames leave at once, and a dead peer is noticed.

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connection::{check_alpn, prepare};
 use crate::failure::connect_error;
+use crate::path::widen_receiver;
 use crate::{Connection, Identity, Role, TransportError, TransportKind, quic};
 
 /// Authenticated connections that wait for [`Listener::accept`] beside those that hold a place.
@@ -150,6 +151,7 @@ impl Sockets {
         let (mut tcp, mut udp) = (None, None);
         if kinds.contains(&TransportKind::Tls) {
             let listener = TcpListener::bind(address).await?;
+            widen_receiver(&listener);
             address = listener.local_addr()?;
             tcp = Some(listener);
         }

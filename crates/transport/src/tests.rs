@@ -14,7 +14,7 @@ use bytes::Bytes;
 use format::wire::{Frame, Hello, PROTOCOL_VERSION, Refusal, Refused, Start, Stored, Welcome};
 use model::{DiskName, Extent, LogHead, MachineName, Record, RecordBody, Seq, Timestamp};
 
-use crate::{Authority, Identity, IssuedCertificate, Listener, ListenerLimits, Role, TransportKind};
+use crate::{Authority, Carrier, Identity, IssuedCertificate, Listener, ListenerLimits, Role, TransportKind};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

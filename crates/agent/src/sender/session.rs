@@ -14,7 +14,7 @@ use model::{DrainCause, EventKind, LogHead, Record, RecordBody, Seq, Severity};
 use probe::Rule;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use transport::{Connection, FrameReader, FrameWriter, TransportError};
+use transport::{Carrier, Connection, FrameReader, FrameWriter, TransportError};
 
 use super::{DIAL_TIMEOUT, error_chain};
 use crate::core::StoredMismatch;
@@ -61,7 +61,7 @@ pub(super) async fn run(shared: &Arc<Shared>, mut connection: Connection, addres
     if let Err(end) = agree(shared, life, &welcome.head).await {
         return end;
     }
-    begin(shared, address, &welcome.head);
+    begin(shared, address, connection.carrier, &welcome.head);
     let (credit, _) = watch::channel(Credit { window: welcome.credit, available: welcome.credit });
     let Connection { reader, mut writer, .. } = connection;
     let end = tokio::select! {
@@ -198,15 +198,17 @@ fn mismatch_end(mismatch: StoredMismatch, head: &LogHead) -> SessionEnd {
     refused(reason, format!("{mismatch} (the log's head is {})", head.position))
 }
 
-fn begin(shared: &Shared, address: &str, head: &LogHead) {
+fn begin(shared: &Shared, address: &str, carrier: Option<Carrier>, head: &LogHead) {
     let now = shared.now();
     {
         let mut core = shared.core();
         core.sent = head.position.seq;
         core.connection = Some(address.to_owned());
+        core.carrier = carrier;
         core.connection_failure = None;
         core.refusal = None;
-        let text = format!("connected to process server {address}; the log's head is seq {}", head.position.seq);
+        let by = carrier.map(|carrier| format!("; by {carrier}")).unwrap_or_default();
+        let text = format!("connected to process server {address}; the log's head is seq {}{by}", head.position.seq);
         core.event(now, Severity::Info, EventKind::Connection, text);
     }
     shared.ring_all();

@@ -104,7 +104,7 @@ fn replica_text(name: &str, replica: &Value) -> String {
 fn agent_text(name: &str, agent: &Value) -> String {
     let bytes = |key: &str| bytes_text(agent[key].as_u64().unwrap_or(0));
     let mut text = format!(
-        "{name}: {} mode, stored up to seq:{} ({}), lag {:.1} s, queue {}, spool {}, to drain {}, process server {}\n",
+        "{name}: {} mode, stored up to seq:{} ({}), lag {:.1} s, queue {}, spool {}, to drain {}, process server {}{}\n",
         agent["mode"].as_str().unwrap_or("unknown"),
         agent["stored"]["seq"],
         agent["stored"]["time"].as_str().unwrap_or_default(),
@@ -113,6 +113,7 @@ fn agent_text(name: &str, agent: &Value) -> String {
         bytes("spool_bytes_used"),
         bytes("to_drain_bytes"),
         agent["connection"].as_str().unwrap_or("not connected"),
+        agent["carrier"].as_str().map(|carrier| format!(" ({carrier})")).unwrap_or_default(),
     );
     if let Some(refusal) = agent["refusal"]["text"].as_str() {
         text += &format!("  refused: {refusal}\n");

@@ -140,7 +140,7 @@ pub enum Transport {
     Tls,
     /// QUIC.
     Quic,
-    /// The server takes both; an agent tries TLS, and QUIC when TLS cannot reach the server.
+    /// The server takes both; an agent takes what suits the path (`transport::connect_auto`).
     Auto,
 }
 

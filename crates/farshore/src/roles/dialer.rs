@@ -1,7 +1,7 @@
 //! How an agent reaches a process server: by the carrier of the configuration.
 
 use async_trait::async_trait;
-use transport::{Connection, Identity, Role, TransportError, TransportKind, connect};
+use transport::{Connection, Identity, Role, TransportError, TransportKind, connect, connect_auto};
 
 use crate::config::Transport;
 
@@ -15,19 +15,13 @@ pub struct SiteDialer {
 
 #[async_trait]
 impl agent::Dialer for SiteDialer {
-    /// With `auto`, QUIC is tried when TLS does not get through; a server that TLS reaches but that is not trusted is
-    /// not asked again by other means.
+    /// With `auto` the path decides.
     async fn dial(&self, address: &str) -> Result<Connection, TransportError> {
-        let dial = |kind| connect(address, kind, &self.identity, Role::ProcessServer);
+        let (identity, expect) = (&self.identity, Role::ProcessServer);
         match self.transport {
-            Transport::Tls => dial(TransportKind::Tls).await,
-            Transport::Quic => dial(TransportKind::Quic).await,
-            Transport::Auto => match dial(TransportKind::Tls).await {
-                Err(TransportError::Unreachable { .. } | TransportError::Timeout { .. }) => {
-                    dial(TransportKind::Quic).await
-                }
-                other => other,
-            },
+            Transport::Tls => connect(address, TransportKind::Tls, identity, expect).await,
+            Transport::Quic => connect(address, TransportKind::Quic, identity, expect).await,
+            Transport::Auto => connect_auto(address, identity, expect).await,
         }
     }
 }

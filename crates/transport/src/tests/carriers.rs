@@ -9,8 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::connection::connect_by;
+use crate::path::Rule;
 use crate::tls::{ALPN, server_name};
-use crate::{Congestion, Connection, TransportError, connect, connect_with};
+use crate::{Connection, TransportError, connect, connect_auto};
 
 pub(super) const BOTH: [TransportKind; 2] = [TransportKind::Tls, TransportKind::Quic];
 
@@ -49,18 +51,13 @@ async fn every_kind_of_frame_goes_both_ways_on_both_carriers() {
 async fn a_write_of_32_mib_goes_through_both_carriers_whole() {
     let site = Site::new();
     let large = data(32 << 20);
-    for (kind, congestion) in [
-        (TransportKind::Tls, Congestion::Cubic),
-        (TransportKind::Quic, Congestion::Cubic),
-        (TransportKind::Quic, Congestion::Bbr),
-    ] {
+    for kind in BOTH {
         let mut listener = site.listener(kind).await;
         let address = listener.local_addr().to_string();
         let client = site.identity(Role::Agent, "db-01");
         let sent = large.clone();
         let sender = tokio::spawn(async move {
-            let mut ours =
-                connect_with(&address, kind, &client, Role::ProcessServer, congestion).await.expect("connect");
+            let mut ours = connect(&address, kind, &client, Role::ProcessServer).await.expect("connect");
             ours.writer.write(&sent).await.expect("write");
             ours.writer.write(&Frame::Bye).await.expect("bye");
             ours.writer.close().await.expect("close waits until all is taken");
@@ -71,6 +68,81 @@ async fn a_write_of_32_mib_goes_through_both_carriers_whole() {
         assert!(matches!(theirs.reader.read().await, Err(TransportError::Closed { .. })), "{kind:?} ends");
         sender.await.expect("sender");
     }
+}
+
+/// A listener with both carriers, or one of them.
+async fn listening(site: &Site, kinds: &[TransportKind]) -> Listener {
+    let identity = site.identity(Role::ProcessServer, "gateway");
+    Listener::bind("127.0.0.1:0", kinds, &identity, Role::Agent, ListenerLimits::default()).await.expect("bind")
+}
+
+/// Connects by a rule; the carrier it took, as both ends have exchanged a frame over it.
+async fn carrier_by(rule: Rule, site: &Site, kinds: &[TransportKind]) -> Carrier {
+    let mut listener = listening(site, kinds).await;
+    let (address, client) = (listener.local_addr().to_string(), site.identity(Role::Agent, "db-01"));
+    let mut ours = connect_by(rule, &address, &client, Role::ProcessServer).await.expect("connect");
+    ours.writer.write(&Frame::Ping(0)).await.expect("write");
+    ours.writer.flush().await.expect("flush");
+    let mut theirs = listener.accept().await;
+    assert_eq!(theirs.reader.read().await.expect("read"), Frame::Ping(0));
+    assert_eq!(theirs.carrier, None, "only who connects knows");
+    ours.carrier.expect("who connects knows")
+}
+
+/// Paths of every length are long, whatever the machine does meanwhile.
+const LONG: Rule = Rule { long: Duration::ZERO, congestion: "reno", quic_patience: Duration::from_secs(5) };
+
+/// The same where the kernel does not have what is wanted.
+const LONG_WITHOUT: Rule = Rule { congestion: "nonesuch", ..LONG };
+
+/// No path is.
+const SHORT: Rule = Rule { long: Duration::MAX, ..LONG };
+
+#[tokio::test]
+async fn a_short_path_takes_tls_as_it_is_and_a_long_one_with_our_congestion_control() {
+    let site = Site::new();
+    for (rule, bbr) in [(SHORT, false), (LONG, true)] {
+        let carrier = carrier_by(rule, &site, &BOTH).await;
+        assert_eq!((carrier.kind, carrier.bbr), (TransportKind::Tls, bbr));
+    }
+}
+
+#[tokio::test]
+async fn a_long_path_without_our_congestion_control_takes_quic_and_a_short_one_does_not() {
+    let site = Site::new();
+    let carrier = carrier_by(LONG_WITHOUT, &site, &BOTH).await;
+    assert_eq!((carrier.kind, carrier.bbr), (TransportKind::Quic, true));
+    let carrier = carrier_by(Rule { long: Duration::MAX, ..LONG_WITHOUT }, &site, &BOTH).await;
+    assert_eq!((carrier.kind, carrier.bbr), (TransportKind::Tls, false));
+}
+
+#[tokio::test]
+async fn a_carrier_that_is_blocked_gives_way_to_the_other() {
+    let site = Site::new();
+    for rule in [SHORT, LONG, LONG_WITHOUT] {
+        assert_eq!(carrier_by(rule, &site, &[TransportKind::Quic]).await.kind, TransportKind::Quic);
+    }
+    let hasty = Rule { quic_patience: Duration::from_millis(200), ..LONG_WITHOUT };
+    let carrier = carrier_by(hasty, &site, &[TransportKind::Tls]).await;
+    assert_eq!((carrier.kind, carrier.bbr), (TransportKind::Tls, false));
+}
+
+#[tokio::test]
+async fn a_server_that_is_reached_but_not_trusted_is_not_asked_by_the_other_carrier() {
+    let (site, other) = (Site::new(), Site::new());
+    // Over TCP a server answers that the client must not trust; over UDP of the same port one that it could.
+    let listener = listening(&site, &[TransportKind::Tls]).await;
+    let (address, client) = (listener.local_addr().to_string(), other.identity(Role::Agent, "db-01"));
+    let (tempting, limits) = (other.identity(Role::ProcessServer, "gateway"), ListenerLimits::default());
+    let _tempting =
+        Listener::bind(&address, &[TransportKind::Quic], &tempting, Role::Agent, limits).await.expect("bind");
+    for rule in [SHORT, LONG] {
+        let told = connect_by(rule, &address, &client, Role::ProcessServer).await;
+        assert!(matches!(told, Err(TransportError::Untrusted { .. })), "{told:?}");
+    }
+    // The control: without TCP the other one gets the connection.
+    drop(listener);
+    connect_auto(&address, &client, Role::ProcessServer).await.expect("over QUIC");
 }
 
 #[tokio::test]
