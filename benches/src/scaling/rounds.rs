@@ -44,7 +44,7 @@ pub struct Plan {
     pub farshore: PathBuf,
     /// Lines for the gateway's configuration.
     pub settings: String,
-    /// How long each part takes.
+    /// How long a busy part takes; the idle one takes twice as long.
     pub part: Duration,
     /// Bytes a second of all machines together when all are busy.
     pub bytes: f64,
@@ -179,12 +179,11 @@ pub async fn run(plan: &Plan, dir: &Path, count: usize) -> Result<Round> {
     let each = plan.bytes / count as f64;
     let trickle = |number: usize| Load::Steady(if number % IDLE_OF == IDLE_OF - 1 { TRICKLE } else { 0.0 });
     let busy = |number: usize| Load::Steady(if number < count { each } else { 0.0 });
-    let idle = machines.part(&gateway, plan.part, trickle).await?;
+    let idle = machines.part(&gateway, 2 * plan.part, trickle).await?;
     eprintln!("{count} machines: connected in {connected:.2} s, again in {again:.2} s; idle done");
     let busy_part = machines.part(&gateway, plan.part, busy).await?;
     let loud = |number: usize| if number < count { busy(number) } else { Load::Loud };
     let loud = machines.part(&gateway, plan.part, loud).await?;
     let round = Round { machines: count, connected, again, again_cpu, idle, busy: busy_part, loud };
-    eprintln!("{round:#?}");
     Ok(round)
 }
