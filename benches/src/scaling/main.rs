@@ -23,7 +23,7 @@ struct Options {
     /// Numbers of machines, each a round with a gateway and a store of its own. Each machine takes an open file here and in the gateway.
     #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
     machines: Vec<usize>,
-    /// Seconds of the busy parts of a round; the idle one takes twice as long, for an idle stream looks at the store every 30 s.
+    /// Seconds of each of a round's three parts: idle (35 at least), busy, busy beside a loud machine.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// MB/s that all machines write together when all are busy.

@@ -21,6 +21,9 @@ use crate::machine::{Load, Machine, Seen};
 /// When most machines are idle, one of so many writes.
 const IDLE_OF: usize = 50;
 
+/// The idle part takes so long at least: an idle stream looks at the store every 30 s.
+const IDLE_MIN: Duration = Duration::from_secs(35);
+
 /// Bytes a second that it writes.
 const TRICKLE: f64 = 4096.0;
 
@@ -44,7 +47,7 @@ pub struct Plan {
     pub farshore: PathBuf,
     /// Lines for the gateway's configuration.
     pub settings: String,
-    /// How long a busy part takes; the idle one takes twice as long.
+    /// How long a part takes.
     pub part: Duration,
     /// Bytes a second of all machines together when all are busy.
     pub bytes: f64,
@@ -179,7 +182,7 @@ pub async fn run(plan: &Plan, dir: &Path, count: usize) -> Result<Round> {
     let each = plan.bytes / count as f64;
     let trickle = |number: usize| Load::Steady(if number % IDLE_OF == IDLE_OF - 1 { TRICKLE } else { 0.0 });
     let busy = |number: usize| Load::Steady(if number < count { each } else { 0.0 });
-    let idle = machines.part(&gateway, 2 * plan.part, trickle).await?;
+    let idle = machines.part(&gateway, plan.part.max(IDLE_MIN), trickle).await?;
     eprintln!("{count} machines: connected in {connected:.2} s, again in {again:.2} s; idle done");
     let busy_part = machines.part(&gateway, plan.part, busy).await?;
     let loud = |number: usize| if number < count { busy(number) } else { Load::Loud };
