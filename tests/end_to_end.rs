@@ -22,6 +22,7 @@ mod filesystems;
 mod guest_files;
 mod horizon;
 mod kill;
+mod memory;
 mod nbd_tls;
 mod object_stores;
 mod outage;

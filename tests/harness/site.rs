@@ -30,6 +30,8 @@ pub struct SiteOptions {
     pub transport: &'static str,
     /// Age at which a segment closes.
     pub segment_age: &'static str,
+    /// What all machines may have sent that is not stored.
+    pub in_flight_bytes: &'static str,
     /// Interval of crash points.
     pub crash_every: &'static str,
     /// Environment of the roles.
@@ -50,6 +52,7 @@ impl Default for SiteOptions {
             spool_bytes: "256MiB",
             transport: "tls",
             segment_age: "100ms",
+            in_flight_bytes: "96MiB",
             crash_every: "1s",
             environment: Vec::new(),
             data_dir: None,
@@ -154,10 +157,11 @@ impl Site {
         let vault = o.vault.map(|_| format!("vault = \"{}\"\n", self.vault_url())).unwrap_or_default();
         let mut text = format!(
             "[site]\nname = \"test\"\ndata_dir = \"{data_dir}\"\n[store]\ncache = \"{}\"\n{vault}[process_server]\n\
-             listen = \"127.0.0.1:{port}\"\ntransport = \"{}\"\nsegment_age = \"{}\"\n[applier]\nmap_segments = 4\n[policy]\ncrash_every = \"{}\"\n",
+             listen = \"127.0.0.1:{port}\"\ntransport = \"{}\"\nsegment_age = \"{}\"\nin_flight_bytes = \"{}\"\n[applier]\nmap_segments = 4\n[policy]\ncrash_every = \"{}\"\n",
             self.store_url(),
             o.transport,
             o.segment_age,
+            o.in_flight_bytes,
             o.crash_every
         );
         for (machine, disks) in &o.machines {

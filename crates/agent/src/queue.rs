@@ -171,13 +171,13 @@ impl Queue {
     }
 
     /// Records behind `sent`, about `batch_bytes` of them, within `credit`. One that alone is over the credit goes only
-    /// when the whole window is free (`window_free`): it could never go otherwise.
-    pub(crate) fn batch(&self, sent: Seq, batch_bytes: u64, credit: u64, window_free: bool) -> Vec<Outgoing> {
+    /// when `nothing_in_flight`: it could never go otherwise.
+    pub(crate) fn batch(&self, sent: Seq, batch_bytes: u64, credit: u64, nothing_in_flight: bool) -> Vec<Outgoing> {
         let Some(first) = self.index(sent.next()) else { return Vec::new() };
         let (mut taken, mut bytes) = (Vec::new(), 0);
         for queued in self.records.range(first..) {
             let cost = payload_bytes(&queued.record) + COST_OF_NO_PAYLOAD;
-            let alone = taken.is_empty() && window_free;
+            let alone = taken.is_empty() && nothing_in_flight;
             if (bytes + cost > credit && !alone) || (bytes + cost > batch_bytes && !taken.is_empty()) {
                 break;
             }

@@ -107,7 +107,7 @@ fn a_batch_written_for_a_life_that_ended_gives_its_room_back() {
 }
 
 #[test]
-fn one_record_over_the_credit_goes_alone_when_the_window_is_free() {
+fn one_record_over_the_credit_goes_alone_when_nothing_is_in_flight() {
     let mut queue = Queue::new(LIFE, LogHead::default(), 1 << 20, 0);
     queue.push(record(1, 8), digest(1));
     queue.push(record(2, 8), digest(2));

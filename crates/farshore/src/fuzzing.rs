@@ -87,6 +87,8 @@ fn file(u: Source) -> Result<ConfigFile> {
             segment_bytes: size(u)?,
             segment_age: text(u, &["1s", "50ms", "1m"])?,
             epoch_life: text(u, &["6h", "1m", "7d"])?,
+            in_flight_bytes: size(u)?,
+            dedup_entries: u.arbitrary()?,
             share_entries: u.arbitrary()?,
         },
         applier: ApplierTable {

@@ -37,11 +37,13 @@ pub struct ProcessServerConfig {
     pub epoch_life: Duration,
     /// Bytes of one machine that may be received and not yet stored; raised to one largest frame.
     pub credit_bytes: u64,
+    /// Bytes of all machines together that may be received and not yet stored, beside the 2 MiB that each is sure of.
+    pub in_flight_bytes: u64,
     /// Threads that chunk, compress and seal; 0 runs that work inline, for simulations.
     pub workers: usize,
     /// PUTs of one stream in flight.
     pub uploads_max: usize,
-    /// Chunks of one stream that the dedup index remembers; 0 turns dedup off.
+    /// Chunks that the dedup index remembers, of all streams together; 0 turns dedup off.
     pub dedup_entries_max: usize,
     /// Chunks of drains of all streams that the shared index remembers; 0 shares nothing between streams and epochs.
     pub share_entries_max: usize,
@@ -50,7 +52,7 @@ pub struct ProcessServerConfig {
 }
 
 impl ProcessServerConfig {
-    /// The defaults: 8 MiB or 1 s segments, 6 h epochs, 64 MiB credit, a worker for each core, 4 uploads, 2^18 chunks.
+    /// The defaults: 8 MiB or 1 s segments, 6 h epochs, credit of 64 MiB and 96 MiB for all, a worker for each core, 4 uploads, 2^18 chunks.
     pub fn new(name: MachineName) -> Self {
         Self {
             name,
@@ -58,6 +60,7 @@ impl ProcessServerConfig {
             segment_age: Duration::from_secs(1),
             epoch_life: Duration::from_secs(6 * 3600),
             credit_bytes: 64 << 20,
+            in_flight_bytes: 96 << 20,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             uploads_max: 4,
             dedup_entries_max: 1 << 18,

@@ -10,7 +10,9 @@
 //! Chunks of other epochs are found by `share`, which has rules of its own. There is no warm start: a process server keeps
 //! nothing over a restart.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use format::keys::ChunkId;
 use format::object::ObjectId;
@@ -56,36 +58,56 @@ impl Hasher for ChunkHasher {
 }
 
 /// A bounded map from chunks to where they lie.
-pub(crate) type Chunks<T> = Cache<ChunkId, T, UnitWeighter, BuildHasherDefault<ChunkHasher>>;
+pub(crate) type Chunks<K, T> = Cache<K, T, UnitWeighter, BuildHasherDefault<ChunkHasher>>;
 
 /// Holds at most `entries_max` chunks, and more than none.
-pub(crate) fn chunks<T: Clone>(entries_max: usize) -> Chunks<T> {
+pub(crate) fn chunks<K: Eq + Hash, T: Clone>(entries_max: usize) -> Chunks<K, T> {
     let (mut options, entries) = (OptionsBuilder::new(), entries_max as u64);
     options.shards(SHARDS).estimated_items_capacity(entries_max).weight_capacity(entries);
     let options = options.build().expect("both capacities are given");
     Chunks::with_options(options, UnitWeighter, Default::default(), DefaultLifecycle::default())
 }
 
-/// The chunks of one epoch of one stream; shared by the workers.
+/// The memory of all indexes of a process server: its bound does not grow with machines, who share it as they use it.
+pub struct Dedup {
+    chunks: Option<Chunks<(u64, ChunkId), DedupEntry>>,
+    indexes: AtomicU64,
+}
+
+impl Dedup {
+    /// Remembers at most `entries_max` chunks (about 120 bytes each); 0 remembers none.
+    pub fn new(entries_max: usize) -> Self {
+        Dedup { chunks: (entries_max > 0).then(|| chunks(entries_max)), indexes: AtomicU64::new(0) }
+    }
+}
+
+/// The chunks of one epoch of one stream; shared by the workers. Nothing of another index is ever found in it.
 pub struct DedupIndex {
-    chunks: Option<Chunks<DedupEntry>>,
+    all: Arc<Dedup>,
+    number: u64,
 }
 
 impl DedupIndex {
-    /// Remembers at most `entries_max` chunks (about 100 bytes each); 0 remembers none.
+    /// An empty index that shares the memory of others.
+    pub fn within(all: &Arc<Dedup>) -> Self {
+        // Relaxed: only that no two indexes have one number matters.
+        DedupIndex { all: all.clone(), number: all.indexes.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// An index alone.
     pub fn new(entries_max: usize) -> Self {
-        DedupIndex { chunks: (entries_max > 0).then(|| chunks(entries_max)) }
+        Self::within(&Arc::new(Dedup::new(entries_max)))
     }
 
     /// Where the chunk lies, if a segment in `slot` may say so.
     pub fn find(&self, chunk: &ChunkId, slot: u64) -> Option<DedupEntry> {
-        self.chunks.as_ref()?.get(chunk).filter(|entry| entry.slot <= slot)
+        self.all.chunks.as_ref()?.get(&(self.number, *chunk)).filter(|entry| entry.slot <= slot)
     }
 
     /// Learns a chunk, or a place of it that replaces the one known.
     pub fn learn(&self, chunk: ChunkId, entry: DedupEntry) {
-        if let Some(chunks) = &self.chunks {
-            chunks.insert(chunk, entry);
+        if let Some(chunks) = &self.all.chunks {
+            chunks.insert((self.number, chunk), entry);
         }
     }
 }
@@ -114,6 +136,19 @@ mod tests {
         index.learn(chunk(1), entry(5));
         assert_eq!(index.find(&chunk(1), 5), Some(entry(5)));
         assert_eq!(index.find(&chunk(2), 7), None);
+    }
+
+    #[test]
+    fn indexes_share_their_memory_and_nothing_else() {
+        let all = Arc::new(Dedup::new(64));
+        let (one, other) = (DedupIndex::within(&all), DedupIndex::within(&all));
+        one.learn(chunk(1), entry(1));
+        assert_eq!(other.find(&chunk(1), 9), None, "an epoch finds its own chunks alone");
+        assert_eq!(one.find(&chunk(1), 9), Some(entry(1)));
+        (0..10_000).for_each(|n| [&one, &other].iter().for_each(|index| index.learn(chunk(n), entry(1))));
+        let kept =
+            (0..10_000).map(|n| [&one, &other].iter().filter(|index| index.find(&chunk(n), 1).is_some()).count());
+        assert!((1..=128).contains(&kept.sum::<usize>()));
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod scheduled;
 mod tests;
 
 pub use config::ProcessServerConfig;
-pub use dedup::{DedupEntry, DedupIndex};
+pub use dedup::{Dedup, DedupEntry, DedupIndex};
 pub use error::ProcessServerError;
 pub use server::ProcessServer;
 #[doc(hidden)]

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{Connection, Listener, Peer, Role};
 
+use crate::dedup::Dedup;
 use crate::pipeline::Pipeline;
-use crate::session::{self, SessionEnd, SessionHandle};
+use crate::session::{self, Budget, SessionEnd, SessionHandle, Window};
 use crate::share::Sharing;
 use crate::stages::{Stage, Stages};
 use crate::status::ProcessServerStatus;
@@ -39,6 +40,8 @@ pub struct ProcessServer {
     pipeline: Arc<Pipeline>,
     stages: Arc<Stages>,
     sharing: Option<Arc<Sharing>>,
+    dedup: Arc<Dedup>,
+    budget: Arc<Budget>,
     streams: Mutex<BTreeMap<MachineName, StreamHandle>>,
     sessions: AtomicU64,
     connections: Arc<Semaphore>,
@@ -94,6 +97,8 @@ impl ProcessServer {
             pipeline: Arc::new(Pipeline::start(config.workers, keys.clone(), stages.clone())?),
             stages,
             sharing,
+            dedup: Arc::new(Dedup::new(config.dedup_entries_max)),
+            budget: Budget::new(config.in_flight_bytes),
             config,
             store,
             keys,
@@ -162,10 +167,12 @@ impl ProcessServer {
         }
         // Relaxed: only that no two sessions have one number matters.
         let id = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let handle = Arc::new(SessionHandle::new(id, &hello, connection.address.clone(), self.stages.clone()));
+        let window = Window::new(self.budget.clone(), self.config.credit_bytes);
+        let address = connection.address.clone();
+        let handle = Arc::new(SessionHandle::new(id, &hello, address, self.stages.clone(), window));
         let machine = connection.peer.name.clone();
         let stream = self.stream(&machine);
-        session::run(&stream, &machine, &handle, hello, connection, self.config.credit_bytes).await
+        session::run(&stream, &machine, &handle, hello, connection).await
     }
 
     fn takes(&self, peer: &Peer) -> Result<(), Refused> {
@@ -197,6 +204,7 @@ impl ProcessServer {
                     store: self.store.clone(),
                     keys: self.keys.clone(),
                     sharing: self.sharing.clone(),
+                    dedup: self.dedup.clone(),
                     pipeline: self.pipeline.clone(),
                     stages: self.stages.clone(),
                     shared: shared.unwrap_or_else(|| Arc::new(StreamShared::new(machine.to_string()))),

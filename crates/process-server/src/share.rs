@@ -43,7 +43,7 @@ pub struct SharedChunk {
 
 /// What the streams of a server share.
 pub struct Sharing {
-    chunks: Chunks<SharedChunk>,
+    chunks: Chunks<ChunkId, SharedChunk>,
     lists: VaultLists,
     rules: Rules,
 }

@@ -62,7 +62,7 @@ pub(super) async fn run(shared: &Arc<Shared>, mut connection: Connection, addres
         return end;
     }
     begin(shared, address, connection.carrier, &welcome.head);
-    let (credit, _) = watch::channel(Credit { window: welcome.credit, available: welcome.credit });
+    let (credit, _) = watch::channel(Credit(signed(welcome.credit)));
     let Connection { reader, mut writer, .. } = connection;
     let end = tokio::select! {
         biased;
@@ -81,11 +81,13 @@ pub(super) async fn run(shared: &Arc<Shared>, mut connection: Connection, addres
     end
 }
 
-/// The credit window as the sender sees it.
+/// What may be sent: below zero while a record that is larger than the window is in flight. How large the window is the
+/// process server decides from moment to moment.
 #[derive(Debug, Clone, Copy)]
-struct Credit {
-    window: u64,
-    available: u64,
+struct Credit(i64);
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn hello(shared: &Shared) -> Hello {
@@ -229,7 +231,7 @@ async fn receive(shared: &Shared, life: u64, mut reader: FrameReader, credit: &w
                 }
                 probe::failpoint!("agent-stored-freed");
             }
-            Frame::Credit(more) => credit.send_modify(|c| c.available = c.available.saturating_add(more).min(c.window)),
+            Frame::Credit(more) => credit.send_modify(|c| c.0 = c.0.saturating_add(signed(more))),
             Frame::Pong(_) => {}
             Frame::Refused(refused) => return SessionEnd::Refused(refused),
             other => {
@@ -304,7 +306,8 @@ fn ping_frame(started: Instant) -> Frame {
 
 fn next_batch(shared: &Shared, credit: Credit) -> Vec<Outgoing> {
     let core = shared.core();
-    core.queue.batch(core.sent, BATCH_BYTES, credit.available, credit.available == credit.window)
+    let nothing_in_flight = core.sent == core.stored.position.seq;
+    core.queue.batch(core.sent, BATCH_BYTES, u64::try_from(credit.0).unwrap_or(0), nothing_in_flight)
 }
 
 /// The agent is stopping and there is nothing more to say.
@@ -327,7 +330,7 @@ async fn give(
     let cost = batch_cost(&records);
     let payload = cost - 64 * records.len() as u64;
     let last = records.last().expect("the batch was not empty").seq;
-    credit.send_modify(|c| c.available = c.available.saturating_sub(cost));
+    credit.send_modify(|c| c.0 = c.0.saturating_sub(signed(cost)));
     count_sent(shared, &records, last, payload);
     writer.write(&Frame::Data(records)).await?;
     if !shared.rules.hold(Rule::KeptUntilStored) {

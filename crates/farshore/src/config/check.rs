@@ -13,10 +13,10 @@ use model::{ByteSize, DiskName, MachineName, parse_duration};
 use nbd::ListenAddress;
 
 use super::{
-    Applier, ApplierTable, CACHE_BYTES, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, EPOCH_LIFE,
-    JOURNAL_WINDOW, MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL, PROCESS_SERVERS_MAX, Policy,
-    PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES, Recover, RecoverTable, SEGMENT_AGE, SEGMENT_BYTES,
-    SHARE_ENTRIES_MAX, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
+    Applier, ApplierTable, CACHE_BYTES, Config, ConfigError, ConfigFile, DISKS_MAX, Disk, DiskTable, ENTRIES_MAX,
+    EPOCH_LIFE, IN_FLIGHT_BYTES, JOURNAL_WINDOW, MACHINES_MAX, Machine, MachineTable, OneOrMany, POLICY_INTERVAL,
+    PROCESS_SERVERS_MAX, Policy, PolicyTable, ProcessServer, ProcessServerTable, QUEUE_BYTES, Recover, RecoverTable,
+    SEGMENT_AGE, SEGMENT_BYTES, SOCKET_PATH_BYTES_MAX, SPOOL_BYTES, Site, SiteTable, StoreTable, Stores, Transport,
 };
 
 /// "line N: message", on one line.
@@ -96,7 +96,16 @@ impl Checker<'_> {
     }
 
     fn process_server(&self, table: ProcessServerTable) -> Result<ProcessServer, ConfigError> {
-        let ProcessServerTable { listen, transport, segment_bytes, segment_age, epoch_life, share_entries } = table;
+        let ProcessServerTable {
+            listen,
+            transport,
+            segment_bytes,
+            segment_age,
+            epoch_life,
+            in_flight_bytes,
+            dedup_entries,
+            share_entries,
+        } = table;
         let transport = match transport.as_str() {
             "tls" => Transport::Tls,
             "quic" => Transport::Quic,
@@ -112,16 +121,18 @@ impl Checker<'_> {
             segment_bytes: self.size("process_server.segment_bytes", segment_bytes, SEGMENT_BYTES)?,
             segment_age: self.duration("process_server.segment_age", &segment_age, SEGMENT_AGE)?,
             epoch_life: self.duration("process_server.epoch_life", &epoch_life, EPOCH_LIFE)?,
-            share_entries: self.share_entries(share_entries)?,
+            in_flight_bytes: self.size("process_server.in_flight_bytes", in_flight_bytes, IN_FLIGHT_BYTES)?,
+            dedup_entries: self.entries("process_server.dedup_entries", dedup_entries)?,
+            share_entries: self.entries("process_server.share_entries", share_entries)?,
         })
     }
 
-    fn share_entries(&self, entries: u64) -> Result<usize, ConfigError> {
-        match usize::try_from(entries).ok().filter(|_| entries <= SHARE_ENTRIES_MAX) {
+    fn entries(&self, key: &'static str, entries: u64) -> Result<usize, ConfigError> {
+        match usize::try_from(entries).ok().filter(|_| entries <= ENTRIES_MAX) {
             Some(entries) => Ok(entries),
             None => {
-                let why = format!("{entries} is out of range: 0 to {SHARE_ENTRIES_MAX}");
-                Err(self.refuse("process_server.share_entries", why))
+                let why = format!("{entries} is out of range: 0 to {ENTRIES_MAX}");
+                Err(self.refuse(key, why))
             }
         }
     }

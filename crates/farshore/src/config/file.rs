@@ -71,6 +71,10 @@ pub struct ProcessServerTable {
     pub segment_age: String,
     /// Life of an epoch.
     pub epoch_life: String,
+    /// Bytes of all machines that are received and not stored.
+    pub in_flight_bytes: ByteSize,
+    /// Chunks that are found again within a stream.
+    pub dedup_entries: u64,
     /// Chunks that the index over all streams remembers.
     pub share_entries: u64,
 }
@@ -172,6 +176,8 @@ impl Default for ProcessServerTable {
             segment_bytes: ByteSize(8 << 20),
             segment_age: "1s".into(),
             epoch_life: "6h".into(),
+            in_flight_bytes: ByteSize(96 << 20),
+            dedup_entries: 1 << 18,
             share_entries: 0,
         }
     }

@@ -35,8 +35,10 @@ pub const SEGMENT_AGE: RangeInclusive<Duration> = Duration::from_millis(50)..=Du
 
 /// Time after which a stream goes on in a new epoch.
 pub const EPOCH_LIFE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(7 * 86400);
-/// Chunks that the index over all streams may remember: some 40 GB of memory.
-pub const SHARE_ENTRIES_MAX: u64 = 1 << 28;
+/// Bytes of all machines that are received and not stored.
+pub const IN_FLIGHT_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 30;
+/// Chunks that an index may remember: some 40 GB of memory.
+pub const ENTRIES_MAX: u64 = 1 << 28;
 /// Interval of crash points and the RPO target.
 pub const POLICY_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// How long every position stays recoverable.
@@ -157,6 +159,10 @@ pub struct ProcessServer {
     pub segment_age: Duration,
     /// Life of an epoch.
     pub epoch_life: Duration,
+    /// Bytes of all machines that may be received and not stored, beside what each is sure of.
+    pub in_flight_bytes: u64,
+    /// Chunks of all streams together that are found again; 0 finds none.
+    pub dedup_entries: usize,
     /// Chunks that the index over all streams remembers; 0 shares nothing.
     pub share_entries: usize,
 }

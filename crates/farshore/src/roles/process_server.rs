@@ -43,6 +43,8 @@ impl ProcessServerRole {
                 segment_bytes: listen.segment_bytes,
                 segment_age: listen.segment_age,
                 epoch_life: listen.epoch_life,
+                in_flight_bytes: listen.in_flight_bytes,
+                dedup_entries_max: listen.dedup_entries,
                 share_entries_max: listen.share_entries,
                 // The CA vouches for machines; which hosts run which is the CA holder's business, so a process server
                 // need not be told of every machine.

@@ -9,8 +9,8 @@ mod ingest;
 mod outbox;
 #[cfg(test)]
 mod outbox_tests;
+mod window;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ use transport::{Connection, FrameReader, FrameWriter, TransportError};
 pub(crate) use ingest::Batch;
 use ingest::{Ingest, Violation};
 use outbox::Outbox;
+use window::Overdrawn;
+#[cfg(test)]
+pub(crate) use window::SURE_BYTES;
+pub(crate) use window::{Budget, Window};
 
 use crate::stages::{Stage, Stages};
 use crate::stream::{Admitted, Message, StreamHandle};
@@ -50,8 +54,8 @@ pub(crate) struct SessionHandle {
     pub outbox: Outbox,
     /// Ends it at once.
     pub ended: CancellationToken,
-    /// Credit taken and not given back.
-    pub in_flight: AtomicU64,
+    /// What it may send.
+    pub window: Window,
     /// Where its work is counted.
     stages: Arc<Stages>,
     heard: Mutex<Instant>,
@@ -59,25 +63,17 @@ pub(crate) struct SessionHandle {
 
 impl SessionHandle {
     /// A new session of the agent that said this.
-    pub(crate) fn new(id: u64, hello: &Hello, address: String, stages: Arc<Stages>) -> Self {
+    pub(crate) fn new(id: u64, hello: &Hello, address: String, stages: Arc<Stages>, window: Window) -> Self {
         SessionHandle {
             id,
             instance: hello.instance,
             address,
             outbox: Outbox::default(),
             ended: CancellationToken::new(),
-            in_flight: AtomicU64::new(0),
+            window,
             stages,
             heard: Mutex::new(Instant::now()),
         }
-    }
-
-    /// So much of what it took is stored. Never more than it took, whatever is acknowledged while it lives.
-    pub(crate) fn give_back(&self, credit: u64) {
-        let less = |taken: u64| Some(taken.saturating_sub(credit));
-        // AcqRel: its partner is the session's addition; Acquire for the reading before it.
-        let given = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-        debug_assert!(given.is_ok(), "the change is never refused");
     }
 
     fn heard_now(&self) {
@@ -148,7 +144,6 @@ pub(crate) async fn run(
     session: &Arc<SessionHandle>,
     hello: Hello,
     connection: &mut Connection,
-    credit: u64,
 ) -> SessionEnd {
     let decision = match attach(stream, session, hello, &mut connection.reader).await {
         Ok(decision) => decision,
@@ -159,8 +154,8 @@ pub(crate) async fn run(
         Err(refused) => return refuse(&mut connection.writer, refused).await,
     };
     let Connection { reader, writer, .. } = connection;
-    let write = write_frames(session, &admitted, credit, writer);
-    let read = read_frames(stream, machine, session, &admitted, credit, reader);
+    let write = write_frames(session, &admitted, writer);
+    let read = read_frames(stream, machine, session, &admitted, reader);
     let end = tokio::select! {
         biased;
         () = session.ended.cancelled() => SessionEnd::Ended,
@@ -201,12 +196,8 @@ async fn attach(
     }
 }
 
-async fn write_frames(
-    session: &SessionHandle,
-    admitted: &Admitted,
-    credit: u64,
-    writer: &mut FrameWriter,
-) -> SessionEnd {
+async fn write_frames(session: &SessionHandle, admitted: &Admitted, writer: &mut FrameWriter) -> SessionEnd {
+    let credit = session.window.bytes();
     let mut frames = vec![Frame::Welcome(Welcome { protocol: admitted.protocol, head: admitted.head, credit })];
     loop {
         let write = async {
@@ -237,7 +228,6 @@ async fn read_frames(
     machine: &MachineName,
     session: &SessionHandle,
     admitted: &Admitted,
-    credit: u64,
     reader: &mut FrameReader,
 ) -> SessionEnd {
     let mut ingest = Ingest::new(admitted);
@@ -257,10 +247,10 @@ async fn read_frames(
             other => return unexpected(&other),
         };
         let cost = credit_cost(&records);
-        // AcqRel: its partner is the actor's subtraction at `stored`; both change one number and nothing is read by it.
-        let in_flight = session.in_flight.fetch_add(cost, Ordering::AcqRel) + cost;
-        if in_flight > credit {
-            return Violation::Credit { in_flight, credit }.into();
+        match session.window.take(cost) {
+            Ok(0) => {}
+            Ok(more) => session.outbox.credit(more),
+            Err(Overdrawn { in_flight, window }) => return Violation::Credit { in_flight, credit: window }.into(),
         }
         crate::metrics::ingested(cost, records.len());
         let begun = Instant::now();

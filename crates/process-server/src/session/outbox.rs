@@ -40,6 +40,13 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// So much more may be sent.
+    pub(crate) fn credit(&self, credit: u64) {
+        let mut pending = self.lock();
+        pending.credit += credit;
+        self.changed.notify_one();
+    }
+
     /// Answers an echo request.
     pub(crate) fn pong(&self, nonce: u64) {
         let mut pending = self.lock();

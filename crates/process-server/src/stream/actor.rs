@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use format::wire::{Hello, Refusal, Refused, Stored};
@@ -65,6 +64,8 @@ pub(crate) struct Actor {
     /// When the epoch began to hold segments.
     epoch_since: Instant,
     session: Option<Arc<SessionHandle>>,
+    /// The session before, while what it sent is in memory: what it borrowed is not lent again before.
+    former: Option<Arc<SessionHandle>>,
     /// Records that have no slot yet. Bounded by the credit window.
     pending: VecDeque<Batch>,
     /// The last record that got a slot, and whether a drain is open behind it.
@@ -91,6 +92,7 @@ impl Actor {
             epoch: None,
             epoch_since: Instant::now(),
             session: None,
+            former: None,
             pending: VecDeque::new(),
             draining: (Seq::ZERO, false),
             attaching: None,
@@ -174,6 +176,9 @@ impl Actor {
             epoch.advance();
         }
         self.look_at_rest(now);
+        if self.is_drained() {
+            self.former = None;
+        }
         if self.session.is_some() || self.attaching.is_some() || !self.is_drained() {
             self.idle_since = now;
         }
@@ -257,7 +262,8 @@ impl Actor {
                 epoch.assemble(permit);
             } else if let Some(batch) = self.pending.pop_front() {
                 self.draining = (batch.head.position.seq, batch.drains_after());
-                epoch.dispatch(batch, permit);
+                let window = self.session.as_ref().or(self.former.as_ref()).map_or(0, |session| session.window.bytes());
+                epoch.dispatch(batch, window, permit);
             }
         }
         self.permit = None;
@@ -268,8 +274,8 @@ impl Actor {
             Message::Attach { hello, session, reply } => self.on_attach(hello, session, reply),
             Message::Data { session, batch } => self.on_data(session, batch),
             Message::Detach { session } => {
-                if self.session.as_ref().is_some_and(|current| current.id == session) {
-                    self.session = None;
+                if let Some(gone) = self.session.take_if(|current| current.id == session) {
+                    self.former = Some(gone);
                 }
             }
             Message::Stop => {
@@ -316,7 +322,7 @@ impl Actor {
         }
         let credit = acknowledged.iter().map(|segment| segment.cost).sum();
         if let Some(session) = &self.session {
-            session.give_back(credit);
+            let credit = session.window.give_back(credit);
             session.outbox.stored(Stored { seq: last.head.position.seq, digest: last.head.digest }, credit);
         }
         tracing::debug!(machine = %self.context.machine, slot = last.slot, seq = last.head.position.seq.0, "stored");
@@ -349,8 +355,7 @@ impl Actor {
             live.segments = self.epoch.as_ref().map_or(0, |epoch| epoch.segments().len());
             live.uploads = self.epoch.as_ref().map_or(0, OpenEpoch::uploads);
             live.waiting = self.pending.len();
-            // Acquire: its partners are both changes of the number; for display.
-            live.in_flight = session.map_or(0, |session| session.in_flight.load(Ordering::Acquire));
+            live.in_flight = session.map_or(0, |session| session.window.in_flight());
         });
     }
 }

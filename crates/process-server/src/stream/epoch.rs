@@ -23,12 +23,19 @@ use crate::pipeline::{Done, Job, JobResult, JobStats, SegmentContext, Work};
 use crate::session::Batch;
 use crate::share::{EpochShare, Opened};
 
-/// The share of the credit window one segment may hold, so that others fill while it is on its way.
-const SEGMENTS_PER_WINDOW: u64 = 4;
+/// The share of the largest credit window one segment may hold, so that others fill while it is on its way.
+const SEGMENTS_PER_WINDOW_MAX: u64 = 4;
+
+/// The same of the window that there is, which may be small while others are loud.
+const SEGMENTS_PER_WINDOW: u64 = 2;
 
 /// No segment holds records of more than this and one job, so that even if nothing compresses, and whatever was
 /// estimated, it stays below the largest object a reader takes.
 const SEGMENT_COST_MAX: u64 = 128 << 20;
+
+fn segment_cost_max(context: &StreamContext) -> u64 {
+    (context.config.credit_bytes / SEGMENTS_PER_WINDOW_MAX).min(SEGMENT_COST_MAX)
+}
 
 /// Something that moves an epoch on.
 pub(crate) enum EpochEvent {
@@ -71,7 +78,7 @@ impl OpenEpoch {
         let end = writer.opening_end();
         let limits = SegmentLimits {
             sealed_bytes: context.config.segment_bytes,
-            cost_bytes: (context.config.credit_bytes / SEGMENTS_PER_WINDOW).min(SEGMENT_COST_MAX),
+            cost_bytes: segment_cost_max(&context),
             age: context.config.segment_age,
         };
         let shared = context.shared.clone();
@@ -79,7 +86,7 @@ impl OpenEpoch {
             segments: Segments::new(context.machine.clone(), writer.epoch(), end.hash, limits)
                 .seeing(writer.gc_seen())
                 .with_rules(context.rules.server),
-            dedup: Arc::new(DedupIndex::new(context.config.dedup_entries_max)),
+            dedup: Arc::new(DedupIndex::within(&context.dedup)),
             share,
             writer: Arc::new(writer),
             results,
@@ -134,8 +141,10 @@ impl OpenEpoch {
         }
     }
 
-    /// Gives a batch its slot and sends it to the workers. A segment with something awaited takes nothing more in.
-    pub(crate) fn dispatch(&mut self, batch: Batch, permit: OwnedSemaphorePermit) {
+    /// Gives a batch its slot and sends it to the workers. A segment with something awaited takes nothing more in. `window` is
+    /// the session's: credit comes back only when segments are stored.
+    pub(crate) fn dispatch(&mut self, batch: Batch, window: u64, permit: OwnedSemaphorePermit) {
+        self.segments.limit_cost((window / SEGMENTS_PER_WINDOW).min(segment_cost_max(&self.context)));
         let keys = &self.context.keys;
         let assigned = self.segments.assign(&batch, || FrameSealer::new(keys, ObjectId::random()));
         let segment = SegmentContext {

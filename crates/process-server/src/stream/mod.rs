@@ -28,6 +28,7 @@ use store::Store;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::dedup::Dedup;
 use crate::pipeline::Pipeline;
 use crate::session::{Batch, SessionHandle};
 use crate::share::Sharing;
@@ -52,6 +53,8 @@ pub(crate) struct StreamContext {
     pub keys: Arc<Keys>,
     /// What it shares with others.
     pub sharing: Option<Arc<Sharing>>,
+    /// Chunks that are found again.
+    pub dedup: Arc<Dedup>,
     /// Workers.
     pub pipeline: Arc<Pipeline>,
     /// What stages have done.

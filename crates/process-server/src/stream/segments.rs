@@ -144,6 +144,11 @@ impl Segments {
         Segments { rules, ..self }
     }
 
+    /// From now on no segment takes more cost than this before it is closed.
+    pub(crate) fn limit_cost(&mut self, cost_bytes: u64) {
+        self.limits.cost_bytes = cost_bytes;
+    }
+
     /// Segments not acknowledged.
     pub(crate) fn len(&self) -> usize {
         self.queue.len()

@@ -27,7 +27,8 @@ pub struct Agent {
     pub sent: u64,
     /// As last heard.
     pub stored: LogHead,
-    pub credit: u64,
+    /// Below zero while a frame is in flight that is larger than the window.
+    pub credit: i64,
     connection: Option<Connection>,
     pub witness: Witness,
     fresh: bool,
@@ -97,7 +98,7 @@ impl Agent {
         if let Some(last) = head.checked_sub(1) {
             assert_eq!(self.digests[last as usize], welcome.head.digest, "one past");
         }
-        (self.stored, self.sent, self.credit) = (welcome.head, head, welcome.credit);
+        (self.stored, self.sent, self.credit) = (welcome.head, head, welcome.credit as i64);
         if std::mem::take(&mut self.fresh) {
             self.number(drain_begin(self.incarnation, Seq(head)));
         }
@@ -140,10 +141,10 @@ impl Agent {
                 frame.push(record.clone());
             }
             let cost = credit_cost(&frame);
-            while self.credit < cost {
+            while self.credit < i64::try_from(cost).expect("a frame") && self.sent > self.stored.position.seq.0 {
                 self.read().await?;
             }
-            self.credit -= cost;
+            self.credit -= i64::try_from(cost).expect("a frame");
             self.sent += frame.len() as u64;
             self.write(&Frame::Data(frame)).await?;
         }
@@ -161,7 +162,7 @@ impl Agent {
         let frame = self.connection().reader.read().await?;
         match &frame {
             Frame::Stored(stored) => self.heard(*stored).await,
-            Frame::Credit(bytes) => self.credit += bytes,
+            Frame::Credit(bytes) => self.credit += *bytes as i64,
             _ => {}
         }
         Ok(frame)

@@ -6,6 +6,7 @@
 
 mod adversaries;
 mod agent;
+mod credit;
 mod faults;
 mod protocol;
 mod rules;

@@ -52,6 +52,7 @@ impl Actor {
     pub(super) fn end_session(&mut self) {
         if let Some(session) = self.session.take() {
             session.ended.cancel();
+            self.former = Some(session);
         }
         self.pending.clear();
         if !self.context.rules.server.hold(Rule::SlotFilled)
