@@ -33,8 +33,8 @@ const DEBIAN: [(&str, &str); 19] = [
 ];
 
 /// What `bench` cannot do without.
-const BENCH: [(&str, &str); 4] =
-    [("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("nbdkit", "nbdkit"), ("ip", "iproute2")];
+const BENCH: [(&str, &str); 5] =
+    [("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("nbdkit", "nbdkit"), ("fio", "fio"), ("ip", "iproute2")];
 
 /// What `bench` compares with; it goes on without those that cannot be installed, and names them.
 const PEERS: [(&str, &str); 6] = [

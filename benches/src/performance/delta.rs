@@ -172,10 +172,10 @@ fn nbdkit(bench: &Bench, count: u64) -> Result<Cost> {
 }
 
 /// nbdkit's file plugin on a file, until dropped.
-struct Nbdkit(std::process::Child);
+pub struct Nbdkit(std::process::Child);
 
 impl Nbdkit {
-    fn start(file: &Path, socket: &Path) -> Result<Self> {
+    pub fn start(file: &Path, socket: &Path) -> Result<Self> {
         let _gone_already = std::fs::remove_file(socket);
         let mut command = std::process::Command::new("nbdkit");
         command.args(["-f", "-U"]).arg(socket).arg("file").arg(file);
@@ -187,6 +187,11 @@ impl Nbdkit {
             std::thread::park_timeout(std::time::Duration::from_millis(5));
         }
         Ok(served)
+    }
+
+    /// CPU seconds so far.
+    pub fn cpu(&self) -> Result<f64> {
+        crate::measure::cpu_of(&self.0)
     }
 }
 

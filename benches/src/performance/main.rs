@@ -23,6 +23,7 @@ mod peers;
 mod report;
 mod simulated;
 mod site;
+mod splitter;
 mod tls;
 mod wan;
 
@@ -47,7 +48,7 @@ struct Options {
     /// Where inputs and stores lie; cleaned up.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Sections to run: limits always, and of full, increment, noise, delta, back, wan those that are named.
+    /// Sections to run: limits always, and of full, increment, noise, delta, splitter, back, wan those that are named.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Where the report is written; it is printed in any case.
@@ -95,7 +96,7 @@ fn main() -> Result<()> {
 
 /// The sections in order of importance; a later one may use figures of an earlier one.
 fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
-    const NAMES: [&str; 6] = ["full", "increment", "noise", "delta", "back", "wan"];
+    const NAMES: [&str; 7] = ["full", "increment", "noise", "delta", "splitter", "back", "wan"];
     let unknown = only.iter().find(|name| !NAMES.contains(&name.as_str()));
     ensure!(unknown.is_none(), "no section is called {:?}; there are {NAMES:?}", unknown.expect("is some"));
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
@@ -110,6 +111,9 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
     }
     if wanted("delta") {
         delta::run(bench, &mut report)?;
+    }
+    if wanted("splitter") {
+        splitter::run(bench, &mut report)?;
     }
     if wanted("back") {
         back::run(bench, &mut report)?;

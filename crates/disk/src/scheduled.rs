@@ -53,6 +53,7 @@ fn every_operation_runs_whatever_threads_are_called_and_when() {
             shuttle::thread::spawn(move || {
                 for _ in 0..ROUNDS {
                     let ran = ran.clone();
+                    // SeqCst: its partner is the load behind the joins.
                     let done = block_on(threads.run(move || ran.fetch_add(1, Ordering::SeqCst)));
                     assert!(done.is_some());
                 }
@@ -60,6 +61,7 @@ fn every_operation_runs_whatever_threads_are_called_and_when() {
         };
         let clients: Vec<_> = (0..CLIENTS).map(|_| client()).collect();
         clients.into_iter().for_each(|client| client.join().expect("a client ends"));
+        // SeqCst: its partners are the additions of all clients.
         assert_eq!(ran.load(Ordering::SeqCst), CLIENTS * ROUNDS);
     });
 }

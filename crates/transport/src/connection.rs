@@ -19,6 +19,9 @@ use crate::{FrameReader, FrameWriter, Identity, Peer, Role, TransportError};
 /// Time for a connection to stand, from name lookup to the end of the handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time for TLS to stand where it had failed and QUIC did not.
+const AGAIN_LIMIT: Duration = Duration::from_secs(1);
+
 /// Silence on an idle TCP connection before the kernel asks whether the peer is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 
@@ -123,7 +126,7 @@ pub(crate) async fn connect_by(
     identity: &Identity,
     expect: Role,
 ) -> Result<Connection, TransportError> {
-    let over_tls = async {
+    let over_tls = || async {
         let dialled = dial(address).await?;
         let choice = rule.choose(dialled.round_trip, || rule.give_congestion(&dialled.tcp));
         match choice {
@@ -134,7 +137,7 @@ pub(crate) async fn connect_by(
                 .map(ByTls::Connected),
         }
     };
-    match in_time(address, CONNECT_LIMIT, over_tls).await {
+    match in_time(address, CONNECT_LIMIT, over_tls()).await {
         Ok(ByTls::Connected(connection)) => Ok(*connection),
         Ok(ByTls::Throttled(dialled)) => match over_quic(address, rule.quic_patience, identity, expect).await {
             Err(error) if is_out_of_reach(&error) => {
@@ -143,7 +146,14 @@ pub(crate) async fn connect_by(
             }
             other => other,
         },
-        Err(error) if is_out_of_reach(&error) => over_quic(address, CONNECT_LIMIT, identity, expect).await,
+        Err(error) if is_out_of_reach(&error) => {
+            let quic = over_quic(address, CONNECT_LIMIT, identity, expect).await?;
+            // A server that was about to start takes TCP by now.
+            match in_time(address, AGAIN_LIMIT, over_tls()).await {
+                Ok(ByTls::Connected(connection)) => Ok(*connection),
+                Ok(ByTls::Throttled(_)) | Err(_) => Ok(quic),
+            }
+        }
         Err(error) => Err(error),
     }
 }
