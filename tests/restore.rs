@@ -4,7 +4,7 @@
 //! `FARSHORE_KILL_ROUNDS` sets the restores of each format that are killed, `FARSHORE_SEED` the seed.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -12,10 +12,13 @@ use crate::harness::judge::wait;
 use crate::harness::mounted::Mounted;
 use crate::harness::site::Ran;
 use crate::harness::tools::run;
-use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
+use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions};
 
 /// Restores of each format in continuous integration, each killed several times.
 const ROUNDS: u64 = 3;
+
+/// Restores beyond these, where a machine is so fast that all kills come too late.
+const MORE_ROUNDS: u64 = 30;
 
 /// Kills of one restore, at most; then it may come to its end.
 const KILLS: u64 = 6;
@@ -72,6 +75,25 @@ impl<'a> Restore<'a> {
         self.site.run(&self.args())
     }
 
+    /// How long it takes here when nothing befalls it: the measure of the moments of kills.
+    fn time(&self) -> Duration {
+        let start = Instant::now();
+        let ran = self.run();
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let whole = start.elapsed();
+        std::fs::remove_dir_all(&self.to).expect("the images are removed");
+        whole
+    }
+
+    /// Looks without a pause until the journal is longer than this or the process has ended: a restore is over soon.
+    fn wait_journal(&self, process: &mut Proc, bytes: u64) {
+        let start = Instant::now();
+        while self.state_bytes() <= bytes && process.running().is_ok() {
+            assert!(start.elapsed() < PATIENCE, "the journal does not get longer than {bytes} bytes");
+            std::thread::yield_now();
+        }
+    }
+
     fn start(&self) -> Proc {
         self.site.start(&self.args())
     }
@@ -120,10 +142,7 @@ impl<'a> Restore<'a> {
     /// faster than we look.
     fn held(&self) -> Option<Proc> {
         let mut process = self.start();
-        eventually("pieces are durable", || match self.state_bytes() {
-            0..SOME_DURABLE if process.running().is_ok() => Err("not yet".to_owned()),
-            _ => Ok(()),
-        });
+        self.wait_journal(&mut process, SOME_DURABLE);
         process.running().ok()?;
         process.signal("STOP");
         (SOME_DURABLE..HALF_DURABLE).contains(&self.state_bytes()).then_some(process)
@@ -167,17 +186,21 @@ fn a_restore_killed_at_any_moment_goes_on_in_every_format() {
     let site = recorded(&mut seed);
     let rounds = std::env::var("FARSHORE_KILL_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(ROUNDS);
     for (format, _) in FORMATS {
-        let (mut kills, mut resumed) = (0, 0);
-        for round in 0..rounds {
+        let (mut round, mut kills, mut resumed) = (0, 0, 0);
+        let whole = Restore::new(&site, &format!("{format}-whole"), format).time();
+        while round < rounds || (kills == 0 || resumed == 0) && round < rounds + MORE_ROUNDS {
+            round += 1;
             let restore = Restore::new(&site, &format!("{format}-{round}"), format);
             for kill in 0..KILLS {
                 let (mut process, before) = (restore.start(), restore.state_bytes());
                 // Half of the kills come once it has got on by something, wherever it is then.
-                eventually("it gets on", || match restore.state_bytes() > before.max(SOME_DURABLE) || kill % 2 == 0 {
-                    false if process.running().is_ok() => Err("not yet".to_owned()),
-                    _ => Ok(()),
-                });
-                wait(Duration::from_millis(seed.below(if kill % 2 == 0 { 400 } else { 40 })));
+                let within = if kill % 2 == 0 {
+                    whole
+                } else {
+                    restore.wait_journal(&mut process, before.max(SOME_DURABLE));
+                    whole / 8
+                };
+                wait(Duration::from_micros(seed.below(within.as_micros() as u64)));
                 if process.running().is_err() {
                     break;
                 }
@@ -195,7 +218,7 @@ fn a_restore_killed_at_any_moment_goes_on_in_every_format() {
             }
             std::fs::remove_dir_all(&restore.to).expect("the images are removed");
         }
-        eprintln!("{format}: {kills} kills in {rounds} restores, {resumed} bytes gone on with at the last");
+        eprintln!("{format}: {kills} kills in {round} restores of {whole:?}, {resumed} bytes gone on with at the last");
         assert!(kills > 0 && resumed > 0, "{format}: {kills} kills, and {resumed} bytes gone on with");
     }
 }

@@ -217,12 +217,13 @@ impl<'a> Follower<'a> {
             }
             self.pins.take_up(&self.shared.pins, self.owner.manifest(), &mut self.next);
             self.shared.reckonings.take_up(self.owner.manifest(), &mut self.next);
-            self.commit_if_due().await?;
+            let committed = self.commit_if_due().await?;
             if self.is_leaf_full() {
                 self.put_map().await?;
             }
             self.state_cursor().await?;
-            if matches!(wait, Some(Wait::CaughtUp)) && self.shared.config.gc {
+            // Behind a commit too: where each takes so long that more has come meanwhile, there is never nothing to read.
+            if (matches!(wait, Some(Wait::CaughtUp)) || committed) && self.shared.config.gc {
                 self.move_horizon().await?;
                 self.collect().await?;
                 self.holds.sweep(self.owner.manifest()).await?;

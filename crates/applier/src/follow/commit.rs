@@ -20,12 +20,13 @@ const COMMIT_SEGMENTS_MAX: usize = 64;
 const RECENT_SEGMENTS_MAX: usize = 4096;
 
 impl Follower<'_> {
-    pub(super) async fn commit_if_due(&mut self) -> Result<(), ApplierError> {
+    /// Commits what waits, if it is time; says whether it did.
+    pub(super) async fn commit_if_due(&mut self) -> Result<bool, ApplierError> {
         let segments = self.next.segments.len();
         let rested = self.committed_at.is_none_or(|at| at.elapsed() >= self.shared.config.commit_every);
         let due = rested || segments >= COMMIT_SEGMENTS_MAX || self.is_leaf_full();
         if self.next.is_empty() || !due {
-            return Ok(());
+            return Ok(false);
         }
         let (points, dropped) = (self.next.points.len(), self.next.dropped.len());
         let marks: Vec<_> = self.next.points.iter().map(|point| (point.position.seq, point.id)).collect();
@@ -40,7 +41,7 @@ impl Follower<'_> {
             self.shared.event(Severity::Info, EventKind::Point, format!("recovery point {id} at seq {seq}"));
         }
         self.publish();
-        Ok(())
+        Ok(true)
     }
 
     /// Puts a map of what is promoted and names it.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use model::{DiskChange, EventKind, Selector, Seq, Severity, Timestamp};
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use store::{Fault, FaultRule, FaultStore, Faults, Store};
@@ -622,13 +623,41 @@ async fn more_points_than_get_their_maps_at_once_all_get_them() {
     }
     let settings = ApplierConfig { retention: "1y:all".parse().expect("a retention"), ..settings() };
     let applier = start_with(settings, &log).await;
-    wait_for("a horizon", async || applier.status().machines[0].horizon_seq > Seq::ZERO).await;
+    at_rest(&applier, &log).await;
     applier.stop().await;
     let history = load(&log).await;
     let before = history.recorded_points().iter().filter(|point| point.position.seq <= history.horizon_seq()).count();
     assert!(before > 130, "{before} points before the horizon");
     everything_is_right(&log).await;
     verified(&log).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_never_rests_leaves_the_horizon_and_the_collection_their_turn() {
+    let (store, keys) = vault().await;
+    let (mut log, mut beside) = (TestLog::begin(&store, &keys, "db", 23).await, Beside::default());
+    for step in [long(), long()].concat() {
+        take(&step, &mut log, &mut beside).await;
+    }
+    // Whenever a commit is through, the next segment is there.
+    let wait = ThrottleConfig { wait_put_per_call: Duration::from_millis(100), ..ThrottleConfig::default() };
+    let slow = ThrottledStore::new(store.object_store().clone(), wait);
+    let applier = start_on(settings(), &log, Store::from_object_store(Arc::new(slow)), ApplierRules::ALL).await;
+    let first = store.list("machine/db/stream/seg").await.expect("listed").remove(0).0;
+    let mut moved = false;
+    for _ in 0..2_000 {
+        log.random();
+        log.commit().await;
+        tokio::time::advance(Duration::from_millis(20)).await;
+        let status = applier.status().machines.remove(0);
+        assert!(status.last_error.is_none(), "{status:?}");
+        moved = status.horizon_seq > Seq::ZERO && store.get(&first).await.expect("read").is_none();
+        if moved {
+            break;
+        }
+    }
+    assert!(moved, "two thousand segments on, {first} is still there: {:?}", applier.status());
+    applier.stop().await;
 }
 
 #[tokio::test]
