@@ -189,7 +189,7 @@ impl<'a> Follower<'a> {
 
     /// Progress is to have read all there is: an epoch of our own is none.
     async fn run(&mut self, progressed: &mut bool) -> Result<(), ApplierError> {
-        let mut published = false;
+        let (mut published, mut turn_at) = (false, Instant::now());
         while !self.shared.stop.is_cancelled() {
             let wait = self.read_next().await?;
             if matches!(wait, Some(Wait::CaughtUp)) && !*progressed {
@@ -222,8 +222,10 @@ impl<'a> Follower<'a> {
                 self.put_map().await?;
             }
             self.state_cursor().await?;
-            // Behind a commit too: where each takes so long that more has come meanwhile, there is never nothing to read.
-            if (matches!(wait, Some(Wait::CaughtUp)) || committed) && self.shared.config.gc {
+            // Behind a commit too, at last: where each takes so long that more has come meanwhile, there is never nothing to read.
+            let overdue = committed && turn_at.elapsed() >= self.shared.config.tidy_every;
+            if (matches!(wait, Some(Wait::CaughtUp)) || overdue) && self.shared.config.gc {
+                turn_at = Instant::now();
                 self.move_horizon().await?;
                 self.collect().await?;
                 self.holds.sweep(self.owner.manifest()).await?;

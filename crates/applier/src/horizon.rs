@@ -21,7 +21,7 @@ use crate::maps::{Leaf, Mapping, Maps, Stretch, nodes_before_epoch, stretch_of_s
 use crate::points::incarnation_after;
 use crate::recover::RecoverError;
 use crate::replica::describe;
-use crate::{ApplierError, segments};
+use crate::{ApplierConfig, ApplierError, segments};
 
 /// Points that get their maps before the applier looks after other things.
 const POINTS_AT_ONCE: usize = 64;
@@ -30,17 +30,25 @@ const POINTS_AT_ONCE: usize = 64;
 #[derive(Default)]
 pub(crate) struct Moving {
     looked_at: Option<Instant>,
+    /// There may be a step forward as soon as the replica is further.
+    waits_for_replica: bool,
     trouble: Option<String>,
 }
 
 impl Moving {
     /// Whether it is time to look again; says so once.
-    pub fn is_due(&mut self, every: Duration) -> bool {
+    pub fn is_due(&mut self, config: &ApplierConfig) -> bool {
+        let every = if self.waits_for_replica { config.commit_every } else { config.tidy_every };
         let due = self.looked_at.is_none_or(|at| at.elapsed() >= every);
         if due {
-            self.looked_at = Some(Instant::now());
+            (self.looked_at, self.waits_for_replica) = (Some(Instant::now()), false);
         }
         due
+    }
+
+    /// There was no step forward, and the replica may be why.
+    pub fn waits_for_replica(&mut self, catching_up: bool) {
+        self.waits_for_replica = catching_up;
     }
 
     /// There is more to do at once.

@@ -64,17 +64,19 @@ impl Follower<'_> {
     /// Moves the horizon behind the journal window, if it is time to look and nothing else is under way.
     pub(super) async fn move_horizon(&mut self) -> Result<(), ApplierError> {
         let config = &self.shared.config;
-        if !(self.has_met_all() && self.next.is_empty() && self.moving.is_due(config.tidy_every)) {
+        if !(self.has_met_all() && self.next.is_empty() && self.moving.is_due(config)) {
             return Ok(());
         }
         let (maps, manifest) = (self.mapping.maps().clone(), self.owner.manifest());
         // The replica reads the segments behind its position.
         let behind = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
+        let catching_up = behind.is_some_and(|seq| seq < self.head.position.seq);
         let behind = behind.into_iter().chain(holds::limit(manifest)).min();
         let now = self.shared.clock.now();
         let rules = self.shared.rules.applier;
         let next = horizon::next(&maps, manifest, config.journal_window, now, behind, rules).await;
         let Some(next) = self.moving.hear(self.shared, next.map_err(ApplierError::from))?.flatten() else {
+            self.moving.waits_for_replica(catching_up);
             return Ok(());
         };
         let mapped = horizon::map_points(&self.log, &mut self.mapping, self.owner.epoch(), manifest, &next).await;
