@@ -9,11 +9,14 @@
 //! lies between them, objects are sealed and synced. Nothing is switched off.
 
 mod back;
+mod cold;
 mod delta;
+mod fio;
 mod full;
 mod increment;
 mod inputs;
 mod lane;
+mod latency;
 mod limits;
 mod link;
 mod machine;
@@ -21,6 +24,7 @@ mod measure;
 mod noise;
 mod peers;
 mod report;
+mod served;
 mod simulated;
 mod site;
 mod splitter;
@@ -48,7 +52,8 @@ struct Options {
     /// Where inputs and stores lie; cleaned up.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Sections to run: limits always, and of full, increment, noise, delta, splitter, back, wan those that are named.
+    /// Sections to run: limits always, and of full, increment, noise, delta, splitter, cold, latency, back, served, wan those
+    /// that are named.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Where the report is written; it is printed in any case.
@@ -96,7 +101,8 @@ fn main() -> Result<()> {
 
 /// The sections in order of importance; a later one may use figures of an earlier one.
 fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
-    const NAMES: [&str; 7] = ["full", "increment", "noise", "delta", "splitter", "back", "wan"];
+    const NAMES: [&str; 10] =
+        ["full", "increment", "noise", "delta", "splitter", "cold", "latency", "back", "served", "wan"];
     let unknown = only.iter().find(|name| !NAMES.contains(&name.as_str()));
     ensure!(unknown.is_none(), "no section is called {:?}; there are {NAMES:?}", unknown.expect("is some"));
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
@@ -115,8 +121,17 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
     if wanted("splitter") {
         splitter::run(bench, &mut report)?;
     }
+    if wanted("cold") {
+        cold::run(bench, &mut report)?;
+    }
+    if wanted("latency") {
+        latency::run(bench, &mut report)?;
+    }
     if wanted("back") {
         back::run(bench, &mut report)?;
+    }
+    if wanted("served") {
+        served::run(bench, &mut report)?;
     }
     if wanted("wan") {
         wan::run(bench, &mut report)?;

@@ -79,6 +79,18 @@ impl Side {
     }
 }
 
+/// In ascending order.
+pub fn sorted(mut figures: Vec<f64>) -> Vec<f64> {
+    figures.sort_by(f64::total_cmp);
+    figures
+}
+
+/// Of figures in ascending order; not a number if there are none.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 /// A side: its name, and what runs one round of it.
 pub type Runner<'a> = (String, Box<dyn FnMut() -> Result<Cost> + 'a>);
 

@@ -37,6 +37,8 @@ pub struct Site {
     /// Where the process server listens.
     pub port: u16,
     apart: Option<Apart>,
+    /// Further lines of `[process_server]`.
+    gateway: String,
 }
 
 /// Agent and process server on machines of their own.
@@ -61,12 +63,21 @@ impl Site {
         Self::make_apart(bench, name, source, None)
     }
 
+    /// The same with further lines of `[process_server]`.
+    pub fn make_with(bench: &Bench, name: &str, source: &Path, gateway: &str) -> Result<Site> {
+        Self::make_as(bench, name, source, None, gateway)
+    }
+
     /// The same; its roles may be apart.
     pub fn make_apart(bench: &Bench, name: &str, source: &Path, apart: Option<Apart>) -> Result<Site> {
+        Self::make_as(bench, name, source, apart, "")
+    }
+
+    fn make_as(bench: &Bench, name: &str, source: &Path, apart: Option<Apart>, gateway: &str) -> Result<Site> {
         let dir = bench.dir.join(name);
         empty_dir(&dir)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let site = Site { farshore: bench.farshore.clone(), dir, port, apart };
+        let site = Site { farshore: bench.farshore.clone(), dir, port, apart, gateway: gateway.to_owned() };
         site.bare(&["init", &site.path("site").to_string_lossy()])?;
         site.configure(source, "store", "data")?;
         Ok(site)
@@ -81,11 +92,12 @@ impl Site {
         };
         let text = format!(
             "[site]\nname = \"bench\"\ndata_dir = \"{data}\"\n[store]\ncache = \"file://{store}\"\n[process_server]\n\
-             listen = \"{host}:{port}\"\n{carrier}[[machine]]\nname = \"{MACHINE}\"\n[[machine.disk]]\nname = \"{DISK}\"\n\
+             listen = \"{host}:{port}\"\n{carrier}{gateway}[[machine]]\nname = \"{MACHINE}\"\n[[machine.disk]]\nname = \"{DISK}\"\n\
              source = \"{source}\"\nlisten = \"unix:{socket}\"\n",
             data = at(data),
             store = at(store),
             port = self.port,
+            gateway = self.gateway,
             source = source.display(),
             socket = at("nbd.sock"),
         );

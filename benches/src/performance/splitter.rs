@@ -3,68 +3,22 @@
 //! In each round, of 4 KiB writes at random places: one at a time and 32 at a time, as fast as they go, of nbdkit, of an agent
 //! whose process server is away (bitmap mode: it only remembers what changed) and of one that replicates; then a quarter of what
 //! nbdkit did at most, at a fixed rate, with how long a write takes and how far behind `stored` is. fio is the client of all,
-//! on the same cores. Regions are warm: each is written once before.
+//! on the same cores. Regions are warm: each is written once before. What a cold one costs is [`crate::cold`]'s to say.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::Bench;
 use crate::delta::Nbdkit;
+use crate::fio::{Job, Load, SECONDS, fio};
 use crate::measure::Spread;
 use crate::report::{Report, Table, Target};
 use crate::site::{DISK, MACHINE, Role, Site};
 
-/// Seconds of each job.
-const SECONDS: u32 = 4;
-
 /// Share of nbdkit's most that the fixed load is.
 const LOAD: f64 = 0.25;
-
-/// What fio found of one job.
-#[derive(Debug, Clone, Copy)]
-struct Job {
-    iops: f64,
-    /// Microseconds that half of the writes, and 99 of 100, take.
-    p50: f64,
-    p99: f64,
-}
-
-/// How a job loads the export.
-enum Load {
-    /// So many 4 KiB writes in flight.
-    Depth(u32),
-    /// So many a second, 32 in flight at the most.
-    Rate(u32),
-    /// A MiB after the other, 4 in flight.
-    Sequential,
-}
-
-/// Runs fio on an export.
-fn fio(dir: &Path, socket: &Path, export: &str, load: &Load) -> Result<Job> {
-    let mut command = Command::new("fio");
-    command.current_dir(dir).args(["--name=splitter", "--ioengine=nbd", "--output-format=json", "--time_based"]);
-    command.arg(format!("--uri=nbd+unix:///{export}?socket={}", socket.display()));
-    command.args(["--randrepeat=0", "--norandommap"]).arg(format!("--runtime={SECONDS}"));
-    match load {
-        Load::Depth(depth) => command.args(["--rw=randwrite", "--bs=4k"]).arg(format!("--iodepth={depth}")),
-        Load::Rate(rate) => {
-            command.args(["--rw=randwrite", "--bs=4k", "--iodepth=32"]).arg(format!("--rate_iops={rate}"))
-        }
-        Load::Sequential => command.args(["--rw=write", "--bs=1M", "--iodepth=4"]),
-    };
-    let out = command.output().context("cannot run fio: install it")?;
-    ensure!(out.status.success(), "fio failed: {}", String::from_utf8_lossy(&out.stderr));
-    let text = String::from_utf8_lossy(&out.stdout);
-    // fio says in front of its JSON what it thinks of the options.
-    let json: Value = serde_json::from_str(&text[text.find('{').context("fio printed no JSON")?..])?;
-    let write = &json["jobs"][0]["write"];
-    let number = |value: &Value| value.as_f64().with_context(|| format!("fio's JSON lacks a figure: {write}"));
-    let percentile = |of: &str| number(&write["clat_ns"]["percentile"][of]).map(|ns| ns / 1e3);
-    Ok(Job { iops: number(&write["iops"])?, p50: percentile("50.000000")?, p99: percentile("99.000000")? })
-}
 
 /// One side's jobs of one round.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +32,6 @@ struct Round {
     cpu: f64,
     /// Age in seconds of the oldest write that is not stored, at the end of the fixed load.
     lag: Option<f64>,
-    /// Microseconds that a write to a cold region waited for the dirty map.
-    cold: Option<f64>,
 }
 
 /// An agent of a site, which replicates or cannot.
@@ -126,7 +78,7 @@ fn nbdkit(bench: &Bench, source: &Path) -> Result<Round> {
     let many = run(Load::Depth(32))?;
     let cpu = (served.cpu()? - cpu) / (many.iops * f64::from(SECONDS)) * 1e6;
     let fixed = Some(run(Load::Rate((many.iops * LOAD) as u32))?);
-    Ok(Round { one, many, sequential, fixed, cpu, lag: None, cold: None })
+    Ok(Round { one, many, sequential, fixed, cpu, lag: None })
 }
 
 fn agent(bench: &Bench, source: &Path, replicated: bool, most: f64) -> Result<Round> {
@@ -138,7 +90,7 @@ fn agent(bench: &Bench, source: &Path, replicated: bool, most: f64) -> Result<Ro
     let (one, cpu) = (run(Load::Depth(1))?, protected.cpu()?);
     let many = run(Load::Depth(32))?;
     let cpu = (protected.cpu()? - cpu) / (many.iops * f64::from(SECONDS)) * 1e6;
-    let (mut fixed, mut lag, mut cold) = (None, None, None);
+    let (mut fixed, mut lag) = (None, None);
     if replicated {
         protected.site.wait_stored(&mut protected.agent)?;
         let drained = protected.status()?["counters"]["drained_bytes"].clone();
@@ -147,15 +99,12 @@ fn agent(bench: &Bench, source: &Path, replicated: bool, most: f64) -> Result<Ro
         lag = status["rpo_seconds"].as_f64();
         let drained = status["counters"]["drained_bytes"] == drained;
         ensure!(status["mode"] == "data" && drained, "the fixed load did not stay in data mode");
-        let counted = |key: &str| status["counters"][key].as_f64().unwrap_or_default();
-        cold =
-            Some(counted("cold_region_wait_micros") / counted("cold_region_syncs")).filter(|micros| micros.is_finite());
     } else {
         let mode = protected.status()?["mode"].clone();
         ensure!(mode == "bitmap", "without a process server it is bitmap mode, and not {mode}");
     }
     protected.stop()?;
-    Ok(Round { one, many, sequential, fixed, cpu, lag, cold })
+    Ok(Round { one, many, sequential, fixed, cpu, lag })
 }
 
 /// Runs the section.
@@ -212,7 +161,6 @@ fn table(sides: &[(&str, Vec<Round>)]) -> Table {
         "p50 µs",
         "p99 µs",
         "lag s",
-        "cold region µs",
     ]);
     for (name, rounds) in sides {
         let cell = |digits: usize, figure: &dyn Fn(&Round) -> Option<f64>| {
@@ -229,7 +177,6 @@ fn table(sides: &[(&str, Vec<Round>)]) -> Table {
             cell(0, &|round| round.fixed.map(|job| job.p50)),
             cell(0, &|round| round.fixed.map(|job| job.p99)),
             cell(2, &|round| round.lag),
-            cell(0, &|round| round.cold),
         ]);
     }
     table
