@@ -1,8 +1,12 @@
 //! The whole path with nothing going wrong: real clients write, the store can give it back in every format.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
 use crate::harness::site::{assert_same, difference};
 use crate::harness::tools::{run, try_run};
-use crate::harness::{Site, SiteOptions, eventually};
+use crate::harness::{PATIENCE, Seed, Site, SiteOptions, eventually};
 
 /// Writes with three real clients at once: patterns with FUA and holes, verified random I/O, and a bulk copy.
 fn write_with_real_clients(site: &Site) {
@@ -156,7 +160,7 @@ fn up_runs_every_role_and_restarts_where_it_stopped() {
             let incarnations = site.agent_status("db").expect("agent answers")["counters"]["incarnations"].clone();
             assert_eq!(incarnations, 0, "a clean stop needs no new incarnation and no drain");
         }
-        assert!(up.stop(crate::harness::PATIENCE).success(), "a stop by signal is clean");
+        assert!(up.stop(PATIENCE).success(), "a stop by signal is clean");
     }
     let restored = site.restore("db", "latest", "raw");
     site.assert_equals_source("db", &restored);
@@ -196,4 +200,74 @@ fn the_stages_of_running_roles_say_what_they_move() {
     assert!(captured["stage"] == "capture" && captured["bytes_per_second"].as_u64() > Some(1 << 20), "{shown}");
     let words = site.run(&["status", "--stages", "--for", "200ms"]);
     assert!(words.code == 0 && words.stdout.contains("process-server pipeline"), "{words:?}");
+}
+
+/// Of one task of the applier on the only machine, by the name of its stage.
+fn applier_stages(shown: &Value, task: &str) -> BTreeMap<String, Value> {
+    let tasks = shown["tasks"].as_array().unwrap_or_else(|| panic!("tasks in {shown}"));
+    let task = tasks.iter().find(|one| one["task"] == task).unwrap_or_else(|| panic!("{task} in {shown}"));
+    let stages = task["stages"].as_array().expect("stages").iter();
+    stages.map(|stage| (stage["stage"].as_str().expect("a name").to_owned(), stage.clone())).collect()
+}
+
+fn bytes_total(site: &Site, task: &str, stage: &str) -> u64 {
+    let status = site.control("applier", "GET", "/status", "").expect("the applier answers");
+    applier_stages(&status["machines"][0], task)[stage]["bytes_total"].as_u64().expect("bytes")
+}
+
+#[test]
+fn the_stages_of_an_applier_say_what_was_applied_and_nothing_where_nothing_is() {
+    const MIB: u64 = 1 << 20;
+    let site = Site::new(SiteOptions::default());
+    let _server = site.start(&["process-server"]);
+    let _agent = site.start_agent("db");
+    let applier = site.start(&["applier"]);
+    let at_the_end = || {
+        let seq = site.wait_stored("db");
+        eventually("the replica stands at the end", || {
+            let replica = site.control("applier", "GET", "/status", "")?["machines"][0]["replica"].clone();
+            let there = replica["seq"] == seq && replica["moving_to"].is_null();
+            if there { Ok(()) } else { Err(format!("{replica:#}")) }
+        });
+    };
+    at_the_end();
+
+    // Bytes that differ from one another and are written once: as many are opened, written and digested.
+    let mut seed = Seed::from_environment(21);
+    let random: Vec<u8> = (0..4 * MIB / 8).flat_map(|_| seed.next().to_le_bytes()).collect();
+    std::fs::write(site.path("random"), random).expect("written");
+    let count = |task, stage| bytes_total(&site, task, stage);
+    let stages = [("follower", "promote"), ("replica", "fetch"), ("replica", "open"), ("replica", "write")];
+    let before = stages.map(|(task, stage)| count(task, stage));
+    let digested = count("digests", "digest");
+    let write = format!("write -s {} 8M 4M", site.path("random").to_string_lossy());
+    run("qemu-io", &["-f", "raw", "-c", &write, "-c", "write -z 16M 4M", "-c", "flush", &site.nbd_uri("db", "root")]);
+    at_the_end();
+    let [promoted, fetched, opened, written] = std::array::from_fn(|n| count(stages[n].0, stages[n].1) - before[n]);
+    assert_eq!(written, 4 * MIB, "zeros are not counted");
+    let near = 4 * MIB..5 * MIB;
+    let all = [promoted, fetched, opened];
+    assert!(all.iter().all(|bytes| near.contains(bytes)), "{all:?}");
+    eventually("the point behind it is digested", || {
+        let more = count("digests", "digest") - digested;
+        if more >= 4 * MIB { Ok(()) } else { Err(format!("{more} bytes")) }
+    });
+
+    // Nothing is written: nothing is read, opened or applied.
+    let idle = site.json(&["status", "--stages", "--for", "1s"]);
+    let machine = &idle["applier"][0];
+    for task in ["follower", "replica", "digests"] {
+        for (name, stage) in applier_stages(machine, task) {
+            let may_be_busy = ["promote", "map", "collect", "digest"].contains(&name.as_str());
+            assert!(may_be_busy || stage["busy_percent"] == 0.0, "{idle:#}");
+            assert!(may_be_busy || stage["bytes_per_second"] == 0, "{idle:#}");
+        }
+    }
+    assert!(machine["tasks"][1]["bound_by"].is_null(), "{idle:#}");
+    let words = site.run(&["status", "--stages", "--for", "200ms"]);
+    assert!(words.code == 0 && words.stdout.contains("db replica takes what comes"), "{words:?}");
+
+    assert!(applier.stop(PATIENCE).success());
+    let words = site.run(&["status", "--stages", "--for", "200ms"]);
+    assert!(words.code == 0 && words.stdout.contains("applier: not running here"), "{words:?}");
 }

@@ -11,7 +11,7 @@ use crate::failpoints;
 
 /// The tiers, lowest first. A crate may depend only on crates of lower tiers, or on those before it in `io`.
 const TIERS: [(&str, &[&str]); 6] = [
-    ("base", &["model", "probe"]),
+    ("base", &["model", "probe", "schedules"]),
     ("format", &["format"]),
     ("io", &["store", "transport", "disk", "nbd", "filesystem"]),
     ("service", &["agent", "process-server", "applier"]),

@@ -20,6 +20,7 @@ use crate::pins::PinRequests;
 use crate::reckon::Reckonings;
 use crate::recover::{RecoverError, Validity};
 use crate::replica::ReplicaConfig;
+use crate::stages::{Stage, Stages, Task};
 use crate::status::{ApplierStatus, MachineStatus, ReplicaStatus};
 use crate::{ApplierError, Clock, follow, reckon, replica, sharing};
 
@@ -113,6 +114,8 @@ pub(crate) struct Shared {
     pub pins: PinRequests,
     /// States of points that no commit has taken up.
     pub reckonings: Reckonings,
+    /// What its stages have done.
+    pub stages: Arc<Stages>,
     committed: Mutex<Arc<Committed>>,
     status: Mutex<MachineStatus>,
 }
@@ -132,6 +135,23 @@ impl Shared {
     /// Changes the status.
     pub fn with_status<T>(&self, change: impl FnOnce(&mut MachineStatus) -> T) -> T {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Everything, as of now.
+    fn status(&self) -> MachineStatus {
+        let mut status = self.with_status(|status| status.clone());
+        let committed = self.committed();
+        if let Some(replica) = &status.replica {
+            let segments = &committed.recent.segments;
+            let there = segments.partition_point(|segment| segment.head.position.seq <= replica.seq);
+            self.stages.queued(Stage::Fetch, segments.len() - there);
+        }
+        self.stages.queued(Stage::Digest, usize::from(self.config.state_digests && committed.unreckoned.is_some()));
+        let replica = status.replica.as_ref().map(|_| Task::Replica);
+        let digests = self.config.state_digests.then_some(Task::Digests);
+        let tasks = [Some(Task::Follower), replica, digests].into_iter().flatten();
+        status.tasks = tasks.map(|task| self.stages.status(task)).collect();
+        status
     }
 
     /// Changes the replica's status.
@@ -198,6 +218,7 @@ impl Applier {
                 config: config.clone(),
                 store: store.clone(),
                 keys: keys.clone(),
+                stages: Arc::new(Stages::of(&machine)),
                 machine,
                 clock: clock.clone(),
                 stop: stop.clone(),
@@ -227,8 +248,7 @@ impl Applier {
 
     /// How far everything is.
     pub fn status(&self) -> ApplierStatus {
-        let machines = self.machines.iter().map(|shared| shared.with_status(|status| status.clone()));
-        ApplierStatus { machines: machines.collect() }
+        ApplierStatus { machines: self.machines.iter().map(|shared| shared.status()).collect() }
     }
 
     /// The newest events of a machine, oldest first.

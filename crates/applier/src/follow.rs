@@ -35,6 +35,7 @@ use crate::recover::{RecoverError, Validity, stream_log_with};
 use crate::replica::describe;
 use crate::segments;
 use crate::sharing::Referring;
+use crate::stages::Stage;
 use crate::stream::{Found, StreamReader};
 use crate::thin::Thinning;
 
@@ -250,8 +251,9 @@ impl<'a> Follower<'a> {
 
     /// Takes the next object in, or says why there is none.
     async fn read_next(&mut self) -> Result<Option<Wait>, ApplierError> {
+        let begun = Instant::now();
         if let Some(entry) = self.waiting.take() {
-            self.take(*entry).await?;
+            self.take(*entry, begun).await?;
             return Ok(None);
         }
         match self.reader.next().await? {
@@ -264,7 +266,7 @@ impl<'a> Follower<'a> {
                 Ok(None)
             }
             Found::Entry(entry) => {
-                self.take(*entry).await?;
+                self.take(*entry, begun).await?;
                 Ok(None)
             }
             Found::Unopened { .. } => Ok(Some(Wait::Undecided)),
@@ -279,7 +281,8 @@ impl<'a> Follower<'a> {
         segments::missing(path, "the manifest has promoted segments behind it").into()
     }
 
-    async fn take(&mut self, entry: LogEntry) -> Result<(), ApplierError> {
+    /// Takes a segment in, on which work began at `begun`.
+    async fn take(&mut self, entry: LogEntry, begun: Instant) -> Result<(), ApplierError> {
         let path = segments::path(&self.shared.machine, LogKind::Stream, entry.position);
         let table = segments::table(&self.shared.keys, &entry.header, &entry.bytes)
             .map_err(|source| ApplierError::damaged(path.clone(), source))?;
@@ -322,6 +325,8 @@ impl<'a> Follower<'a> {
             }
             false => self.compare(&promoted, path)?,
         }
+        self.shared.stages.queued(Stage::Promote, self.next.segments.len());
+        self.shared.stages.worked(Stage::Read, entry.bytes.len() as u64, begun);
         Ok(())
     }
 

@@ -33,6 +33,7 @@ pub mod recover;
 mod replica;
 mod segments;
 mod sharing;
+mod stages;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -51,5 +52,5 @@ pub use consumers::{consumers, preview_trimming};
 pub use error::ApplierError;
 pub use replica::ReplicaConfig;
 pub use sharing::{SharedCondemned, SharedGarbage, SharedOptions, SharedReport, collect_shared};
-pub use status::{ApplierStatus, MachineStatus, ReplicaStatus};
+pub use status::{ApplierStatus, MachineStatus, ReplicaStatus, TaskStatus};
 pub use unprotect::{UnprotectReport, unprotect};

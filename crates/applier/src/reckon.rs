@@ -14,6 +14,7 @@ use model::{EventKind, PointId, Severity};
 use crate::applier::Shared;
 use crate::recover::{History, LoadOptions, Reckoned, RecoverError};
 use crate::replica::describe;
+use crate::stages::Stage;
 
 /// Time between two looks for points without states.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -71,6 +72,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// Reckons every point behind the last that has its states; gives the last.
 async fn reckon(shared: &Shared) -> Result<Option<PointId>, RecoverError> {
+    let digesting = shared.stages.at(Stage::Digest);
     let options = LoadOptions { settle: SETTLE, ..LoadOptions::default() };
     let (store, keys, machine) = (&shared.store, &shared.keys, &shared.machine);
     let history = History::load_with_rules(store, keys.clone(), machine, options, shared.rules).await?;
@@ -82,6 +84,7 @@ async fn reckon(shared: &Shared) -> Result<Option<PointId>, RecoverError> {
     };
     for point in &points[first..] {
         let reckoned = history.reckon(keys, point, earlier.as_ref()).await?;
+        digesting.moved(reckoned.read_bytes());
         shared.reckonings.push(PointStates { point: point.id, disks: reckoned.states() });
         earlier = Some(reckoned);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use model::{Event, EventKind, MachineName, Seq, Severity, Timestamp};
+use model::{Event, EventKind, MachineName, Seq, Severity, StageStatus, Timestamp};
 use serde::Serialize;
 
 /// Newest events kept for each machine; older ones are in the log output.
@@ -38,6 +38,8 @@ pub struct MachineStatus {
     pub draining: bool,
     /// The replica; none when none is kept by policy.
     pub replica: Option<ReplicaStatus>,
+    /// What its tasks and their stages have done: the follower, the replica where there is one, state digests where they are reckoned.
+    pub tasks: Vec<TaskStatus>,
     /// What failed last and has not succeeded since.
     pub last_error: Option<String>,
     /// Newest events, oldest first.
@@ -59,6 +61,17 @@ pub struct ReplicaStatus {
     pub last_error: Option<String>,
 }
 
+/// What one task of a machine has done.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskStatus {
+    /// Its name.
+    pub task: &'static str,
+    /// Seconds since the applier started in which at least one of its stages was at work.
+    pub busy_seconds_total: f64,
+    /// Its stages, in the order a byte meets them.
+    pub stages: Vec<StageStatus>,
+}
+
 impl MachineStatus {
     /// Nothing processed yet.
     pub(crate) fn new(machine: MachineName, replica: bool) -> Self {
@@ -73,6 +86,7 @@ impl MachineStatus {
             manifest_epoch: 0,
             draining: true,
             replica: replica.then(ReplicaStatus::default),
+            tasks: Vec::new(),
             last_error: None,
             events: VecDeque::new(),
         }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use model::{Extent, ExtentSet, SECTOR_BYTES};
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
@@ -175,10 +176,17 @@ impl Inner {
             return Err(io::Error::new(ErrorKind::InvalidInput, why));
         }
         let len = usize::try_from(extent.len()).map_err(io::Error::other)?;
-        let mut data = vec![0; len];
-        self.file
-            .read_exact_at(&mut data, extent.offset())
-            .map_err(|e| range_context(e, "read", extent, &self.path))?;
+        let mut data = Vec::with_capacity(len);
+        while data.len() < len {
+            let at = extent.offset() + data.len() as u64;
+            let read = match rustix::io::pread(&self.file, spare_capacity(&mut data), at) {
+                Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+                Err(Errno::INTR) => continue,
+                read => read.map_err(io::Error::from),
+            };
+            read.map_err(|e| range_context(e, "read", extent, &self.path))?;
+        }
+        data.truncate(len);
         Ok(data.into())
     }
 

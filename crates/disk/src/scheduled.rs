@@ -4,13 +4,11 @@
 //! shuttle reports. The control is a queue that calls a thread without looking at it under the lock. Weak memory is not
 //! modelled, nor do waits end by time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use schedules::{caught, explore};
 use shuttle::future::block_on;
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
-use shuttle::{Config, Runner};
 
 use threads::DiskThreads;
 
@@ -24,25 +22,8 @@ mod sync {
 #[path = "threads.rs"]
 mod threads;
 
-/// Schedules of each kind.
-const SCHEDULES: usize = 2000;
-
-/// Changes of priority in one PCT schedule.
-const PCT_DEPTH: usize = 3;
-
 const CLIENTS: usize = 3;
 const ROUNDS: usize = 2;
-
-fn explore(test: impl Fn() + Clone + Send + Sync + 'static) {
-    let config = || {
-        let mut config = Config::new();
-        config.stack_size = 128 << 10;
-        config.silence_warnings = true;
-        config
-    };
-    Runner::new(RandomScheduler::new(SCHEDULES), config()).run(test.clone());
-    Runner::new(PctScheduler::new(PCT_DEPTH, SCHEDULES), config()).run(test);
-}
 
 #[test]
 fn every_operation_runs_whatever_threads_are_called_and_when() {
@@ -83,7 +64,6 @@ fn a_call_to_a_thread_that_is_about_to_sleep_is_noticed_as_lost() {
         queue.1.notify_one();
         worker.join().expect("the worker ends");
     };
-    let caught = catch_unwind(AssertUnwindSafe(|| explore(careless))).expect_err("a lost call passed the check");
-    let text = caught.downcast::<String>().map_or_else(|_| String::new(), |text| *text);
+    let text = caught(careless);
     assert!(text.contains("deadlock"), "{text}");
 }

@@ -1,9 +1,9 @@
 //! Threads that run a disk's operations, each of which may block.
 //!
 //! An operation on cached pages takes a few microseconds, less than to wake a thread for it. So at most one thread at a time is
-//! called to the queue, and calls the next when it found work and leaves some; a thread that finds nothing looks a few times
-//! more before it sleeps. On a busy disk a wake-up then brings in many operations, on a slow one as many run at once as
-//! wait, up to [`THREADS_MAX`]. Each disk has its own threads: one that hangs takes nothing from the others.
+//! called to the queue, and calls the next when it found work and leaves some. On a busy disk a wake-up then brings in many
+//! operations, on a slow one as many run at once as wait, up to [`THREADS_MAX`]. Each disk has its own threads: one that hangs
+//! takes nothing from the others.
 //!
 //! What must hold: while operations wait, a thread is on its way to them, or all [`THREADS_MAX`] are at work.
 
@@ -17,9 +17,6 @@ use super::sync::{Condvar, Mutex, MutexGuard, thread};
 
 /// Most operations of one disk that run at once.
 pub(crate) const THREADS_MAX: usize = 64;
-
-/// Times that a thread lets others go first before it sleeps.
-const LOOKS: usize = 8;
 
 /// A thread without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -48,7 +45,7 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     asleep: usize,
-    /// A thread is on its way to the queue, or looks at it without having found anything.
+    /// A thread is on its way to the queue.
     looking: bool,
     /// One of those asleep is to look.
     called: bool,
@@ -126,30 +123,19 @@ impl Shared {
 
     /// The life of a thread, which is called to the queue when it begins.
     fn work(self: &Arc<Self>) {
-        let (mut looks_for_us, mut looks) = (true, 0);
+        let mut called = true;
         loop {
             let mut state = self.lock();
+            state.looking &= !called;
             if let Some(job) = state.jobs.pop_front() {
-                state.looking &= !looks_for_us;
-                (looks_for_us, looks) = (false, 0);
+                called = false;
                 self.call_one(state);
                 run(job);
-                continue;
-            }
-            if !looks_for_us && !state.looking {
-                (state.looking, looks_for_us) = (true, true);
-            }
-            if looks_for_us && looks < LOOKS {
-                looks += 1;
-                drop(state);
-                thread::yield_now();
-                continue;
-            }
-            state.looking &= !looks_for_us;
-            if !self.sleep(state) {
+            } else if self.sleep(state) {
+                called = true;
+            } else {
                 return;
             }
-            (looks_for_us, looks) = (true, 0);
         }
     }
 

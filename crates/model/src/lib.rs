@@ -1,4 +1,4 @@
-//! The words every other crate speaks: names, units, extents, records, positions, selectors, retention.
+//! The words every other crate speaks: names, units, extents, records, positions, selectors, stages, retention.
 //!
 //! This crate holds plain values and the rules that make them valid. It does no I/O, knows no byte format and reads no
 //! clock: `now` is always passed in. Whatever two services must agree on, and only that, belongs here.
@@ -11,6 +11,7 @@ mod position;
 mod record;
 pub mod retention;
 mod selector;
+mod stage;
 mod time;
 mod units;
 
@@ -22,5 +23,6 @@ pub use position::{Incarnation, LogHead, Position, Seq};
 pub use record::{DiskChange, DrainCause, Mark, MarkKind, Record, RecordBody};
 pub use retention::{Retention, RetentionError};
 pub use selector::{PointId, Selector, SelectorError};
+pub use stage::{StageStatus, StageWork};
 pub use time::Timestamp;
 pub use units::{ByteSize, UnitError, parse_duration, parse_size};

@@ -35,7 +35,7 @@ pub use server::ProcessServer;
 #[doc(hidden)]
 pub use server::ServerRules;
 pub use share::{EpochShare, Offer, Opened, SharedChunk, Sharing, open_stream};
-pub use status::{MachineStatus, ProcessServerStatus, StageStatus};
+pub use status::{MachineStatus, ProcessServerStatus};
 #[doc(hidden)]
 pub use stream::admit_with;
 pub use stream::{Admitted, admit};

@@ -21,7 +21,7 @@ use crate::dedup::Dedup;
 use crate::pipeline::Pipeline;
 use crate::session::{self, Budget, SessionEnd, SessionHandle, Window};
 use crate::share::Sharing;
-use crate::stages::{Stage, Stages};
+use crate::stages::Stages;
 use crate::status::ProcessServerStatus;
 use crate::stream::{self, Message, StreamContext, StreamHandle, StreamShared};
 use crate::{ProcessServerConfig, ProcessServerError};
@@ -237,10 +237,10 @@ impl ProcessServer {
             name: self.config.name.to_string(),
             stopping: self.stopping.is_cancelled(),
             stages: vec![
-                self.stages.status(Stage::Ingest, connected.max(1), connected, waiting),
+                self.stages.ingest.status("ingest", connected.max(1), connected, waiting),
                 self.pipeline.status(),
-                self.stages.status(
-                    Stage::Upload,
+                self.stages.upload.status(
+                    "upload",
                     self.config.uploads_max * machines.len().max(1),
                     uploads,
                     pending.saturating_sub(uploads),

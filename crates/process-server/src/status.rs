@@ -1,5 +1,6 @@
 //! What the process server tells about itself: plain values, cut from live state when asked.
 
+use model::StageStatus;
 use serde::Serialize;
 
 /// State of a process server.
@@ -50,21 +51,4 @@ pub struct MachineStatus {
     pub segments_pending: usize,
     /// Why the store does not take what we have, while it does not.
     pub store_error: Option<String>,
-}
-
-/// State of one stage.
-#[derive(Debug, Clone, Serialize)]
-pub struct StageStatus {
-    /// `ingest`, `pipeline` or `upload`.
-    pub stage: &'static str,
-    /// How many things it can work on at once.
-    pub places: usize,
-    /// Things being worked on.
-    pub busy: usize,
-    /// Things waiting.
-    pub queued: usize,
-    /// Bytes worked on since the server started.
-    pub bytes_total: u64,
-    /// Seconds of work since then, added up over all places.
-    pub busy_seconds_total: f64,
 }

@@ -12,7 +12,7 @@ use shuttle::rand::{Rng, thread_rng};
 
 use super::flush_group::FlushGroup;
 use super::sync::{AtomicU64, Ordering};
-use super::{caught, explore};
+use schedules::{caught, explore};
 
 const TASKS: usize = 4;
 const ROUNDS: usize = 3;

@@ -10,7 +10,7 @@ use shuttle::future::{block_on, spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
 
 use super::locks::ExtentLocks;
-use super::{caught, explore};
+use schedules::{caught, explore};
 
 const TASKS: usize = 4;
 const ROUNDS: usize = 3;

@@ -7,11 +7,6 @@
 //! A failing run prints its schedule; `shuttle::replay` runs that one again. Weak memory is not modelled: every atomic
 //! ordering names its partner in the source.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
-use shuttle::{Config, Runner};
-
 mod flushes;
 mod locking;
 
@@ -27,32 +22,3 @@ mod flush_group;
 #[allow(clippy::duplicate_mod, reason = "the point: the same source under another scheduler")]
 #[path = "../locks.rs"]
 mod locks;
-
-/// Schedules of each kind.
-const SCHEDULES: usize = 3000;
-
-/// Changes of priority in one PCT schedule.
-const PCT_DEPTH: usize = 3;
-
-/// Runs `test` under many schedules; panics with the first that fails.
-fn explore(test: impl Fn() + Clone + Send + Sync + 'static) {
-    let config = || {
-        let mut config = Config::new();
-        config.stack_size = 128 << 10;
-        config.silence_warnings = true;
-        config
-    };
-    Runner::new(RandomScheduler::new(SCHEDULES), config()).run(test.clone());
-    Runner::new(PctScheduler::new(PCT_DEPTH, SCHEDULES), config()).run(test);
-}
-
-/// Runs a careless variant, which must be caught; returns what it was caught by.
-fn caught(test: impl Fn() + Clone + Send + Sync + 'static) -> String {
-    let panic = catch_unwind(AssertUnwindSafe(|| explore(test))).expect_err("a careless variant passed the check");
-    match panic.downcast::<String>() {
-        Ok(text) => *text,
-        Err(other) => {
-            other.downcast::<&str>().map_or_else(|_| "a panic without words".to_owned(), |text| (*text).to_owned())
-        }
-    }
-}

@@ -11,6 +11,7 @@ use super::{Follower, RETRY_MAX, RETRY_MIN, Wait, report};
 use crate::ApplierError;
 use crate::applier::Committed;
 use crate::packs::Repacked;
+use crate::stages::Stage;
 use crate::{holds, horizon};
 
 /// Segments in one commit.
@@ -46,7 +47,10 @@ impl Follower<'_> {
 
     /// Puts a map of what is promoted and names it.
     pub(super) async fn put_map(&mut self) -> Result<(), ApplierError> {
+        let making = self.shared.stages.at(Stage::Map);
         self.next.nodes = self.mapping.put(self.shared, self.owner.epoch(), self.owner.manifest()).await?;
+        making.moved(self.next.nodes.iter().map(|node| node.bytes).sum());
+        drop(making);
         self.commit().await?;
         self.compared = 0;
         // Should the replica be further behind, it finds their names in the maps.
@@ -68,6 +72,7 @@ impl Follower<'_> {
             return Ok(());
         }
         let (maps, manifest) = (self.mapping.maps().clone(), self.owner.manifest());
+        let collecting = self.shared.stages.at(Stage::Collect);
         // The replica reads the segments behind its position.
         let behind = self.shared.with_status(|status| status.replica.as_ref().map(|replica| replica.seq));
         let catching_up = behind.is_some_and(|seq| seq < self.head.position.seq);
@@ -81,6 +86,7 @@ impl Follower<'_> {
         };
         let mapped = horizon::map_points(&self.log, &mut self.mapping, self.owner.epoch(), manifest, &next).await;
         let Some((point_maps, all)) = self.moving.hear(self.shared, mapped)? else { return Ok(()) };
+        drop(collecting);
         if !all {
             self.next.point_maps = point_maps;
             self.moving.go_on();
@@ -134,7 +140,9 @@ impl Follower<'_> {
             return Ok(());
         }
         let maps = self.mapping.maps().clone();
+        let collecting = self.shared.stages.at(Stage::Collect);
         let repacked = self.collection.run(self.shared, &self.owner, &self.log, &maps, &mut self.consuming).await?;
+        drop(collecting);
         if repacked.is_empty() {
             return Ok(());
         }
@@ -154,9 +162,13 @@ impl Follower<'_> {
     }
 
     async fn commit(&mut self) -> Result<(), ApplierError> {
+        let promoting = self.shared.stages.at(Stage::Promote);
+        let bytes = self.next.segments.iter().map(|segment| segment.bytes).sum();
         self.promote().await?;
         self.owner.begin(std::mem::take(&mut self.next));
         self.finish().await?;
+        promoting.moved(bytes);
+        self.shared.stages.queued(Stage::Promote, 0);
         self.pins.answer();
         self.collection.acknowledged();
         self.committed_at = Some(Instant::now());

@@ -24,11 +24,17 @@ type Changed = BTreeMap<model::DiskId, ExtentSet>;
 pub(crate) struct Reckoned {
     reader: PointReader,
     sums: BTreeMap<DiskName, StateSum>,
+    read_bytes: u64,
 }
 
 impl Reckoned {
     fn seq(&self) -> Seq {
         self.reader.at().position.seq
+    }
+
+    /// Bytes that were read for it.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
     }
 
     /// As a manifest states it.
@@ -41,7 +47,7 @@ impl History {
     /// A point whose disks are known to hold what it states. Errors: as of [`History::open`].
     pub(crate) async fn known(&self, point: &Point) -> Result<Reckoned, RecoverError> {
         let sums = point.states.iter().map(|state| (state.disk.clone(), state.sum)).collect();
-        Ok(Reckoned { reader: self.open(&resolved(point)).await?, sums })
+        Ok(Reckoned { reader: self.open(&resolved(point)).await?, sums, read_bytes: 0 })
     }
 
     /// Reckons what the disks of a point hold; from an earlier point, only what was written since is read, as it was and as
@@ -59,7 +65,7 @@ impl History {
             Some(earlier) if earlier.seq() < self.horizon_seq() => Some(differing(&earlier.reader, &reader).await?),
             Some(earlier) => Some(self.changed(earlier.seq(), point.position.seq).await?),
         };
-        let mut sums = BTreeMap::new();
+        let (mut sums, mut read_bytes) = (BTreeMap::new(), 0);
         for disk in reader.disks() {
             let ranges = match &changed {
                 Some(changed) => changed.get(&disk.id).cloned().unwrap_or_default(),
@@ -68,12 +74,12 @@ impl History {
             let before = earlier.and_then(|earlier| Some((earlier.sums.get(&disk.name)?, &earlier.reader)));
             let mut sum = before.map(|(sum, _)| *sum).unwrap_or_default();
             if let Some((_, reader)) = before {
-                fold(reader, &disk.name, &ranges, |offset, bytes| sum.take(keys, offset, bytes)).await?;
+                read_bytes += fold(reader, &disk.name, &ranges, |offset, bytes| sum.take(keys, offset, bytes)).await?;
             }
-            fold(&reader, &disk.name, &ranges, |offset, bytes| sum.add(keys, offset, bytes)).await?;
+            read_bytes += fold(&reader, &disk.name, &ranges, |offset, bytes| sum.add(keys, offset, bytes)).await?;
             sums.insert(disk.name, sum);
         }
-        Ok(Reckoned { reader, sums })
+        Ok(Reckoned { reader, sums, read_bytes })
     }
 
     /// What the records behind `from` up to `to` may have changed. A disk that came, went or changed its size has changed all
@@ -163,23 +169,24 @@ fn place_at(source: Source, by: u64) -> Option<(u32, u32, u64)> {
     }
 }
 
-/// Gives everything that a disk holds in the ranges but zeros.
+/// Gives everything that a disk holds in the ranges but zeros. Returns how many bytes that were.
 async fn fold(
     reader: &PointReader,
     disk: &DiskName,
     ranges: &ExtentSet,
     mut take: impl FnMut(u64, &[u8]),
-) -> Result<(), RecoverError> {
-    let disk = reader.disk(disk)?;
-    let Ok(whole) = Extent::new(0, disk.size()) else { return Ok(()) };
+) -> Result<u64, RecoverError> {
+    let (disk, mut read_bytes) = (reader.disk(disk)?, 0);
+    let Ok(whole) = Extent::new(0, disk.size()) else { return Ok(0) };
     for range in ranges.iter().filter_map(|range| range.intersection(&whole)) {
         for window in range.split_at_multiples(WINDOW_BYTES) {
             for data in disk.data_extents_in(window).await? {
                 for part in data.split_at_multiples(PART_BYTES) {
                     take(part.offset(), &disk.read(part).await?);
+                    read_bytes += part.len();
                 }
             }
         }
     }
-    Ok(())
+    Ok(read_bytes)
 }

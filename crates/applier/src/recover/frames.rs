@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 use super::{RecoverError, Sealed, Source};
 use crate::packs::Packs;
 use crate::segments;
+use crate::stages::{Stage, Stages};
 
 /// Opened frames kept, in plain bytes.
 const FRAME_CACHE_BYTES: u64 = 64 << 20;
@@ -170,6 +171,7 @@ pub(crate) struct Frames {
     layouts: Cache<u32, Arc<Located>, ByBytes, BuildHasherDefault<DefaultHasher>>,
     cache: Cache<(u32, u32), Bytes, ByBytes, BuildHasherDefault<DefaultHasher>>,
     fetches: Semaphore,
+    stages: Arc<Stages>,
 }
 
 impl Frames {
@@ -190,7 +192,18 @@ impl Frames {
             layouts: Cache::with_options(layouts, ByBytes, Default::default(), DefaultLifecycle::default()),
             cache: Cache::with_options(frames, ByBytes, Default::default(), DefaultLifecycle::default()),
             fetches: Semaphore::new(FETCHES_MAX),
+            stages: Arc::default(),
         }
+    }
+
+    /// The same, and these stages count what is fetched and opened.
+    pub fn with_stages(self, stages: Arc<Stages>) -> Self {
+        Self { stages, ..self }
+    }
+
+    /// Where writes of what was brought are counted.
+    pub fn stages(&self) -> &Stages {
+        &self.stages
     }
 
     /// Reads what lies before a horizon from the packs that a manifest of the machine names, where it names some.
@@ -343,17 +356,25 @@ impl Frames {
             let bytes = match &whole {
                 Some(whole) => cut(whole, 0, &range),
                 None => {
+                    let fetching = self.stages.at(Stage::Fetch);
                     let fetched = self.sealed.fetch(path, range.clone()).await?;
-                    fetched.ok_or_else(|| segments::missing(path.to_owned(), "records refer to its data"))?
+                    let fetched =
+                        fetched.ok_or_else(|| segments::missing(path.to_owned(), "records refer to its data"))?;
+                    fetching.moved(fetched.len() as u64);
+                    fetched
                 }
             };
-            for (n, wanted) in stretch.iter().enumerate() {
-                if n % FRAMES_A_TURN == FRAMES_A_TURN - 1 {
+            for (n, turn) in stretch.chunks(FRAMES_A_TURN).enumerate() {
+                if n > 0 {
                     tokio::task::yield_now().await;
                 }
-                let plain = opener.open(&wanted.frame, &cut(&bytes, range.start, &wanted.range));
-                let plain = plain.map_err(|source| RecoverError::damaged(path.to_owned(), source))?;
-                opened.push((wanted.frame.number, Bytes::from(plain)));
+                let opening = self.stages.at(Stage::Open);
+                for wanted in turn {
+                    let plain = opener.open(&wanted.frame, &cut(&bytes, range.start, &wanted.range));
+                    let plain = plain.map_err(|source| RecoverError::damaged(path.to_owned(), source))?;
+                    opened.push((wanted.frame.number, Bytes::from(plain)));
+                }
+                opening.moved(turn.iter().map(|wanted| u64::from(wanted.frame.plain_bytes)).sum());
             }
             if whole.is_none() {
                 self.sealed.keep(path, range.start, bytes);
@@ -364,6 +385,7 @@ impl Frames {
 
     /// Where the frames of an object lie that was only named so far.
     async fn locate(&self, place: &ObjectPlace) -> Result<Arc<Located>, RecoverError> {
+        let _fetching = self.stages.at(Stage::Fetch);
         let covering = |packs| Packs::covering(packs, &place.machine, place.position);
         let Some((packs, named)) = self.packs.as_ref().and_then(|packs| Some((packs, covering(packs)?))) else {
             return Ok(Arc::new(self.read_layout(place).await?));

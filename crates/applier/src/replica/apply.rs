@@ -23,6 +23,7 @@ use crate::manifest::promoted_path;
 use crate::points::incarnation_after;
 use crate::recover::{Disks, Frames, Layout, ObjectPlace, RecoverError, Validity};
 use crate::segments;
+use crate::stages::{Stage, Stages};
 
 /// Segments applied between two durable positions, unless a drain is longer.
 const STEP_SEGMENTS_MAX: usize = 64;
@@ -36,6 +37,7 @@ pub(crate) struct Replica {
     pub(super) state: ReplicaState,
     /// None after a failure: the files may be anywhere between `at` and the intent until they are opened again.
     disks: Option<ReplicaDisks>,
+    pub(super) stages: Arc<Stages>,
     /// Held for as long as the replica may be written.
     _lock: File,
 }
@@ -67,7 +69,12 @@ impl Replica {
         let lock = lock(&directory)?;
         let state = state::load(&directory, machine).map_err(file("read state in"))?;
         let state = state.unwrap_or_else(|| ReplicaState::empty(machine.clone()));
-        Ok(Self { store, keys, directory, config, state, disks: None, _lock: lock })
+        Ok(Self { store, keys, directory, config, state, disks: None, stages: Arc::default(), _lock: lock })
+    }
+
+    /// The same, and these stages count what it does.
+    pub fn with_stages(self, stages: Arc<Stages>) -> Self {
+        Self { stages, ..self }
     }
 
     /// Where it stands.
@@ -147,7 +154,9 @@ impl Replica {
         time: Timestamp,
         digest: RecordDigest,
     ) -> Result<(), ApplierError> {
+        let flushing = self.stages.at(Stage::Flush);
         disks.flush().await?;
+        drop(flushing);
         probe::failpoint!("applier-replica-disks-flushed");
         let machine = self.state.machine.clone();
         self.state = ReplicaState { machine, position, time, digest, disks: disks.list(), intent: None };
@@ -220,8 +229,12 @@ impl Replica {
     async fn read(&self, segment: &Promoted) -> Result<(Bytes, (ObjectHeader, Table)), ApplierError> {
         let machine = &self.state.machine;
         let path = promoted_path(machine, segment);
+        let fetching = self.stages.at(Stage::Fetch);
         let found = self.store.get(&path).await?;
         let object = found.ok_or_else(|| segments::missing(path.clone(), "the manifest has promoted it"))?;
+        fetching.moved(object.len() as u64);
+        drop(fetching);
+        let opening = self.stages.at(Stage::Open);
         let refused = |source| ApplierError::damaged(path.clone(), source);
         let header = ObjectHeader::parse(&self.keys, &object).map_err(refused)?;
         let place = Place {
@@ -236,6 +249,7 @@ impl Replica {
             return Err(ApplierError::Diverged { path });
         }
         let table = segments::table(&self.keys, &header, &object).map_err(refused)?;
+        opening.moved(u64::from(header.table_plain_bytes));
         Ok((object, (header, table)))
     }
 
@@ -251,7 +265,7 @@ impl Replica {
             return Err(ApplierError::Diverged { path: promoted_path(&self.state.machine, segment) });
         }
         // Frames are cached for one segment only: the next one brings its own.
-        let frames = Frames::new(self.store.clone(), self.keys.clone());
+        let frames = Frames::new(self.store.clone(), self.keys.clone()).with_stages(self.stages.clone());
         let intern = |id: ObjectId, machine, epoch, slot| {
             frames.intern(ObjectPlace { machine, position: LogPosition { epoch, slot }, tag: tag(&id) })
         };
@@ -268,23 +282,30 @@ impl Replica {
             Some(i) => named.get(i as usize).copied(),
         };
         let at = cursor.position.seq;
+        let mut laying = Some(self.stages.at(Stage::Open));
         for record in table.records.iter().skip_while(|r| r.seq <= at).take_while(|r| r.seq <= target) {
             if let RecordBody::Disk { disk, name, size, change } = &record.body {
                 // Writes before and after it go to another disk, or to one of another size.
+                drop(laying.take());
                 write_batch(cursor, disks, &frames).await?;
+                let making = self.stages.at(Stage::Write);
                 match change {
                     DiskChange::Removed => disks.remove(*disk)?,
                     DiskChange::Added | DiskChange::Resized => disks.announce(*disk, name.clone(), *size).await?,
                 }
+                drop(making);
+                laying = Some(self.stages.at(Stage::Open));
             }
             cursor.take(record, place_of).map_err(|what| {
                 ApplierError::Recover(RecoverError::Damage { path: promoted_path(&self.state.machine, segment), what })
             })?;
         }
+        drop(laying);
         write_batch(cursor, disks, &frames).await
     }
 
     async fn save(&self) -> Result<(), ApplierError> {
+        let _flushing = self.stages.at(Stage::Flush);
         let (directory, state) = (self.directory.clone(), self.state.clone());
         let saved = tokio::task::spawn_blocking(move || state::save(&directory, &state)).await;
         saved.expect("saving does not panic and is not cancelled").map_err(self.failed("save state in"))

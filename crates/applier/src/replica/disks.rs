@@ -16,6 +16,7 @@ use super::target::{Target, resize_image, resize_raw};
 use crate::ApplierError;
 use crate::files::sync_directory;
 use crate::recover::{Frames, Source, piece_of};
+use crate::stages::Stage;
 
 /// Bytes of one write.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -224,6 +225,8 @@ impl ReplicaDisks {
 async fn write_pieces(frames: &Frames, open: &Open, pieces: Vec<(Extent, Source)>) -> Result<(), ApplierError> {
     let plain = frames.all(pieces.iter().map(|(_, source)| *source)).await.map_err(ApplierError::Recover)?;
     let plain = &plain;
+    let writing = frames.stages().at(Stage::Write);
+    let bytes = pieces.iter().filter(|(_, source)| *source != Source::Zero).map(|(piece, _)| piece.len()).sum();
     let mut writes = futures::stream::iter(pieces)
         .map(|(piece, source)| async move {
             let written = match piece_of(frames, plain, piece, source).map_err(ApplierError::Recover)? {
@@ -236,6 +239,9 @@ async fn write_pieces(frames: &Frames, open: &Open, pieces: Vec<(Extent, Source)
     let mut result = Ok(());
     while let Some(written) = writes.next().await {
         result = result.and(written);
+    }
+    if result.is_ok() {
+        writing.moved(bytes);
     }
     result
 }

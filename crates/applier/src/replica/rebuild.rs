@@ -26,6 +26,7 @@ use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun};
 use crate::maps::{Chain, Maps, nodes_behind, stretch_of_seq};
 use crate::recover::{Frames, RecoverError, Source, source_of};
+use crate::stages::Stage;
 
 /// Bytes of a disk looked up together.
 const WINDOW_BYTES: u64 = 1 << 30;
@@ -62,19 +63,27 @@ impl Replica {
         let history = self.history(maps, nodes).await?;
         let mut disks = self.begin(&history, head.position.seq, true, stop).await?;
         // A replica that could not be opened begins at nothing now.
+        let stages = self.stages.clone();
+        let fetching = stages.at(Stage::Fetch);
         let changed = nodes_behind(maps, nodes, self.state.position.seq).await?;
         let chain = Chain::open(maps.clone(), &changed, rules).await?;
+        drop(fetching);
         disks.retain(|id| chain.disks().iter().any(|disk| disk.id == id))?;
         let frames = Frames::new(self.store.clone(), self.keys.clone()).with_packs(maps.machine().clone(), packs);
+        let frames = frames.with_stages(stages.clone());
         let mut bytes = 0;
         for disk in chain.disks() {
+            let making = stages.at(Stage::Write);
             disks.announce(disk.id, disk.name.clone(), disk.size).await?;
+            drop(making);
             let Ok(whole) = Extent::new(0, disk.size) else { continue };
             for window in whole.split_at_multiples(WINDOW_BYTES) {
                 if stop.is_cancelled() {
                     return Err(ApplierError::Stopped);
                 }
+                let fetching = stages.at(Stage::Fetch);
                 let runs = chain.runs_in(disk.id, window).await?;
+                drop(fetching);
                 let source = |source| source_of(&frames, maps, source);
                 let runs = runs.into_iter().map(|run| Ok((run.extent, source(run.source)?)));
                 let runs: Vec<(Extent, Source)> = runs.collect::<Result<_, RecoverError>>()?;
@@ -92,6 +101,7 @@ impl Replica {
         if at == Seq::ZERO {
             return Ok(SegmentRun::default());
         }
+        let _fetching = self.stages.at(Stage::Fetch);
         let stretch = stretch_of_seq(maps, nodes, at).await?;
         let start = stretch.start().head;
         Ok(SegmentRun { start, segments: stretch.segments })

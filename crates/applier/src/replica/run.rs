@@ -11,6 +11,7 @@ use super::{Replica, ReplicaConfig};
 use crate::ApplierError;
 use crate::applier::{Committed, SegmentRun, Shared};
 use crate::maps::{Maps, segments_behind, stretch_of_seq};
+use crate::stages::Stage;
 
 /// Wait after the first failure; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -74,7 +75,7 @@ impl Keeper {
             None => {
                 let (store, keys, config) = (shared.store.clone(), shared.keys.clone(), self.config.clone());
                 let opened = Replica::open(store, keys, &shared.config.data_dir, &shared.machine, config)?;
-                self.replica.insert(opened)
+                self.replica.insert(opened.with_stages(shared.stages.clone()))
             }
         };
         publish(shared, replica);
@@ -167,6 +168,7 @@ async fn segments_for(shared: &Shared, at: Seq, committed: &Committed) -> Result
     if committed.recent.start.position.seq <= at {
         return Ok(committed.recent.clone());
     }
+    let _fetching = shared.stages.at(Stage::Fetch);
     let maps = maps(shared);
     let start = stretch_of_seq(&maps, &committed.nodes, at.max(Seq(1))).await?.start().head;
     let mut segments = segments_behind(&maps, &committed.nodes, start.position.seq).await?;

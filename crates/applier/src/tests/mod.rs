@@ -13,6 +13,7 @@ mod process;
 mod reads;
 mod replica;
 mod sharing;
+mod stages;
 mod states;
 mod times;
 mod two_stores;

@@ -31,7 +31,7 @@ fn kept_as(format: ImageFormat) -> ReplicaConfig {
 }
 
 /// What an applier has committed once it has taken a log in.
-async fn committed(log: &TestLog, map_segments: usize) -> Committed {
+pub(super) async fn committed(log: &TestLog, map_segments: usize) -> Committed {
     follow(log, map_segments).await;
     let newest =
         manifest::read(&manifest::log(&log.store, &log.keys, &log.machine), LogRules::ALL).await.expect("read");

@@ -4,9 +4,11 @@
 //! on one source would destroy each other's dirty maps), and whoever holds it may replace a stale socket.
 
 use std::fs::{self, File};
+use std::future::IntoFuture;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::extract::rejection::JsonRejection;
@@ -26,6 +28,9 @@ use crate::failure::{Exit, exit_of, one_line, usage};
 /// Largest request body: a compare names at most about a million extents.
 const BODY_BYTES_MAX: usize = 32 << 20;
 
+/// Time between two drains of histograms.
+const DRAIN_EVERY: Duration = Duration::from_secs(5);
+
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Installs the process's one metrics recorder. Later calls do nothing.
@@ -34,6 +39,16 @@ pub fn install_metrics() {
         && let Ok(handle) = PrometheusBuilder::new().install_recorder()
     {
         let _only_once = METRICS.set(handle);
+    }
+}
+
+/// Histograms keep every sample until they are drained, and nobody may ever ask for the metrics.
+async fn drain_metrics() {
+    loop {
+        tokio::time::sleep(DRAIN_EVERY).await;
+        if let Some(handle) = METRICS.get() {
+            handle.run_upkeep();
+        }
     }
 }
 
@@ -99,8 +114,14 @@ impl RoleLock {
             .with_state(role);
         let name = socket.name();
         let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, role = name, "control socket failed");
+            tokio::select! {
+                biased;
+                served = axum::serve(listener, router).into_future() => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, role = name, "control socket failed");
+                    }
+                }
+                () = drain_metrics() => {}
             }
         });
         Ok(ControlServer { path, task, _lock: file })

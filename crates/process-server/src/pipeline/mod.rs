@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use format::Level;
 use format::keys::Keys;
 use format::segment::{Commit, FrameSealer, SealedSegment};
-use model::Record;
+use model::{Record, StageStatus};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -29,8 +29,7 @@ pub use assemble::assemble_segment;
 pub use chunk::{FRAME_PLAIN_BYTES, JOBS_PER_SEGMENT_MAX, JobOutput, JobStats, RecordWorker, SegmentContext};
 
 use crate::ProcessServerError;
-use crate::stages::{Stage, Stages};
-use crate::status::StageStatus;
+use crate::stages::Stages;
 use crate::sync;
 
 /// Jobs in the pipeline for each worker: one at work, the others so that it never waits for a stream task.
@@ -140,7 +139,7 @@ impl Pipeline {
     /// Busy workers and waiting jobs.
     pub(crate) fn status(&self) -> StageStatus {
         let (busy, queued) = self.handover.counts();
-        self.stages.status(Stage::Pipeline, self.workers, busy, queued)
+        self.stages.pipeline.status("pipeline", self.workers, busy, queued)
     }
 }
 
@@ -151,7 +150,7 @@ fn run(worker: &mut RecordWorker, keys: &Arc<Keys>, stages: &Stages, job: Job, l
         crate::metrics::job_done(&done, begun.elapsed(), level);
         // Putting together works on what was counted before.
         let bytes = if let Done::Records { output, .. } = &done { output.stats.plain_bytes } else { 0 };
-        stages.worked(Stage::Pipeline, bytes, begun.elapsed());
+        stages.pipeline.worked(bytes, begun.elapsed());
         done
     };
     let mut panicked = false;

@@ -10,7 +10,7 @@ use shuttle::rand::{Rng, thread_rng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::handover::{Handover, Job, JobResult};
-use super::{caught, explore};
+use schedules::{caught, explore};
 
 const THREADS: usize = 2;
 const JOBS_MAX: usize = 3;

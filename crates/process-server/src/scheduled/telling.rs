@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::outbox::Outbox;
 use super::sync::Mutex;
-use super::{caught, explore};
+use schedules::{caught, explore};
 
 const SAID: u64 = 4;
 const CREDIT: u64 = 10;

@@ -29,7 +29,7 @@ use window::Overdrawn;
 pub(crate) use window::SURE_BYTES;
 pub(crate) use window::{Budget, Window};
 
-use crate::stages::{Stage, Stages};
+use crate::stages::Stages;
 use crate::stream::{Admitted, Message, StreamHandle};
 use crate::sync;
 
@@ -258,7 +258,7 @@ async fn read_frames(
             Ok(batches) => batches,
             Err(violation) => return violation.into(),
         };
-        session.stages.worked(Stage::Ingest, cost, begun.elapsed());
+        session.stages.ingest.worked(cost, begun.elapsed());
         for batch in batches {
             if stream.sender.send(Message::Data { session: session.id, batch }).await.is_err() {
                 // The stream has ended and told the writing side to close: let it write what is still owed.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use store::{LogWriter, StoreError};
 use tokio::time::{Instant, sleep};
 
-use crate::stages::{Stage, Stages};
+use crate::stages::Stages;
 
 /// Pause after the first failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -46,7 +46,7 @@ pub(crate) async fn put(
             Ok(()) => {
                 probe::failpoint!("process-server-segment-put");
                 crate::metrics::uploaded(bytes, begun.elapsed());
-                stages.worked(Stage::Upload, bytes, begun.elapsed());
+                stages.upload.worked(bytes, begun.elapsed());
                 watch(None);
                 return Ok(slot);
             }
