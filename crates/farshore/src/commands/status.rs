@@ -65,7 +65,8 @@ fn text(object: &Value) -> String {
         for machine in status["machines"].as_array().into_iter().flatten() {
             let name = machine["machine"].as_str().unwrap_or_default();
             let troubles = [&machine["store_error"], &machine["last_error"], &machine["replica"]["last_error"]];
-            text += &replica_text(name, &machine["replica"]);
+            // The process server has machines too, and no replica to say anything of.
+            text += &machine.get("replica").map(|replica| replica_text(name, replica)).unwrap_or_default();
             for trouble in troubles.into_iter().filter_map(Value::as_str) {
                 text += &format!("  {name}: {trouble}\n");
             }
@@ -122,4 +123,21 @@ fn agent_text(name: &str, agent: &Value) -> String {
         text += &format!("  {failure}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_applier_that_keeps_no_replica_is_said_to_keep_none() {
+        let status = |replica: Value| {
+            let applier = json!({ "machines": [{ "machine": "db", "replica": replica }] });
+            let process_server = json!({ "machines": [{ "machine": "db" }] });
+            text(&json!({ "roles": { "applier": applier, "process-server": process_server }, "machines": [] }))
+        };
+        let kept = status(json!({ "seq": 12, "rebuilding": false, "last_error": null }));
+        assert_eq!(kept, "applier: running\nprocess-server: running\n");
+        assert_eq!(status(Value::Null).matches("db: no replica is kept").count(), 1);
+    }
 }
