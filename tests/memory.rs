@@ -24,6 +24,12 @@ const PAGE: u64 = 4096;
 /// Writes in a frame.
 const FRAME_WRITES: u64 = 255;
 
+/// Zeroings in a frame.
+const FRAME_ZEROS: u64 = 8000;
+
+/// Bytes of credit that a record without payload takes.
+const RECORD_CREDIT: u64 = 64;
+
 /// Size of each machine's disk.
 const DISK_BYTES: u64 = 1 << 30;
 
@@ -39,6 +45,25 @@ fn process_server_bound(in_flight_bytes: u64) -> u64 {
 /// What it promises for an agent with these `queue_bytes`.
 fn agent_bound(queue_bytes: u64) -> u64 {
     queue_bytes + 64 * MIB
+}
+
+/// What fills memory.
+#[derive(Clone, Copy)]
+enum Load {
+    /// Pages of noise.
+    Pages,
+    /// Zeroings of a sector each, which carry nothing: all they take is what is kept for each record.
+    Zeros,
+}
+
+impl Load {
+    /// Credit for one frame of it.
+    fn credit(self) -> u64 {
+        match self {
+            Load::Pages => FRAME_WRITES * (PAGE + RECORD_CREDIT),
+            Load::Zeros => FRAME_ZEROS * RECORD_CREDIT,
+        }
+    }
 }
 
 /// An agent without a disk that sends whatever its credit allows.
@@ -122,6 +147,15 @@ impl Flood {
         self.send(bodies).await;
     }
 
+    async fn send_zeros(&mut self) {
+        let zero = |_| {
+            let extent = Extent::new(self.seed.below(DISK_BYTES / 512) * 512, 512).expect("an extent");
+            RecordBody::Zero { disk: self.disk, extent }
+        };
+        let bodies = (0..FRAME_ZEROS).map(zero).collect();
+        self.send(bodies).await;
+    }
+
     /// Reads one frame; whether it was an echo.
     async fn read(&mut self) -> bool {
         match self.connection.reader.read().await.expect("the server goes on") {
@@ -133,15 +167,15 @@ impl Flood {
         false
     }
 
-    fn may_send(&self) -> bool {
-        self.credit >= FRAME_WRITES * (PAGE + 64)
+    fn may_send(&self, load: Load) -> bool {
+        self.credit >= load.credit()
     }
 
     /// Sends so many writes and waits until they are stored.
     async fn store(&mut self, writes: u64) {
         let until = self.sent + writes;
         while self.sent < until {
-            while !self.may_send() {
+            while !self.may_send(Load::Pages) {
                 self.read().await;
             }
             self.send_pages().await;
@@ -152,9 +186,12 @@ impl Flood {
     }
 
     /// Sends until the server gives no more credit for it, while nothing is stored.
-    async fn fill(&mut self) {
-        while self.may_send() {
-            self.send_pages().await;
+    async fn fill(&mut self, load: Load) {
+        while self.may_send(load) {
+            match load {
+                Load::Pages => self.send_pages().await,
+                Load::Zeros => self.send_zeros().await,
+            }
             // What it had to say to the frame comes before the second echo.
             for _ in 0..2 {
                 self.write(Frame::Ping(1)).await;
@@ -165,7 +202,7 @@ impl Flood {
 }
 
 /// The most memory of a process server whose machines write at full speed, first with a store and then without.
-fn peak_of_a_process_server(in_flight_bytes: &'static str) -> u64 {
+fn peak_of_a_process_server(in_flight_bytes: &'static str, load: Load) -> u64 {
     let site = Site::new(SiteOptions { in_flight_bytes, ..SiteOptions::default() });
     let server = site.start(&["process-server"]);
     eventually("the server answers", || site.control("process-server", "GET", "/status", ""));
@@ -179,7 +216,7 @@ fn peak_of_a_process_server(in_flight_bytes: &'static str) -> u64 {
         // The machines' folder turns into a file: no object can be created below it.
         std::fs::rename(site.path("site/store/machine"), site.path("site/store/away")).expect("store is taken away");
         std::fs::write(site.path("site/store/machine"), b"in the way").expect("store is blocked");
-        futures::future::join_all(machines.iter_mut().map(Flood::fill)).await;
+        futures::future::join_all(machines.iter_mut().map(|machine| machine.fill(load))).await;
     });
     let status = site.control("process-server", "GET", "/status", "").expect("it answers in an outage too");
     let held = status["machines"].as_array().into_iter().flatten().filter_map(|one| one["in_flight_bytes"].as_u64());
@@ -191,10 +228,19 @@ fn peak_of_a_process_server(in_flight_bytes: &'static str) -> u64 {
 
 #[test]
 fn a_process_server_stays_within_its_bound_when_the_store_is_away() {
+    process_server_stays_within_its_bound(Load::Pages);
+}
+
+#[test]
+fn a_process_server_stays_within_its_bound_under_records_without_payload() {
+    process_server_stays_within_its_bound(Load::Zeros);
+}
+
+fn process_server_stays_within_its_bound(load: Load) {
     let (bound, larger) = (process_server_bound(96 * MIB), process_server_bound(1024 * MIB));
-    let peak = peak_of_a_process_server("96MiB");
+    let peak = peak_of_a_process_server("96MiB", load);
     assert!(peak < bound, "{} MiB of {} MiB", peak / MIB, bound / MIB);
-    let control = peak_of_a_process_server("1GiB");
+    let control = peak_of_a_process_server("1GiB", load);
     assert!(control > bound, "the machines would have sent more: {} MiB", control / MIB);
     assert!(control < larger, "{} MiB of {} MiB", control / MIB, larger / MIB);
 }

@@ -105,8 +105,18 @@ fn is_root() -> Result<bool> {
     Ok(output("id", &["-u"])?.trim() == "0")
 }
 
-/// Installs what is not found, and `more`.
+/// Installs what is not found, and `more`. One package may take another away that it cannot stand beside (the tools of QEMU
+/// from another release, say): what is missing then is installed once more.
 fn install(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()> {
+    install_missing(wanted, more)?;
+    install_missing(wanted, &[])?;
+    match wanted.iter().find(|(program, _)| !found(program)) {
+        Some((program, package)) => bail!("{program} is still missing after installing {package}"),
+        None => Ok(()),
+    }
+}
+
+fn install_missing(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()> {
     let mut packages: Vec<&str> = wanted.iter().filter(|(program, _)| !found(program)).map(|(_, p)| *p).collect();
     packages.extend(more);
     packages.dedup();
@@ -129,11 +139,7 @@ fn install(wanted: &[(&str, &'static str)], more: &[&'static str]) -> Result<()>
     apt(&["-q", "update"])?;
     let mut install = vec!["-q", "install", "-y", "--no-install-recommends"];
     install.extend(&packages);
-    apt(&install)?;
-    match wanted.iter().find(|(program, _)| !found(program)) {
-        Some((program, package)) => bail!("{program} is still missing after installing {package}"),
-        None => Ok(()),
-    }
+    apt(&install)
 }
 
 /// Programs for administrators may lie outside an ordinary user's path.

@@ -1,9 +1,9 @@
 //! The inputs, made the same way everywhere: an ext4 image with a real /usr tree and a database in it, the same image
-//! later, a disk of database pages, and bytes that do not compress.
+//! at two later times, a disk of database pages, and bytes that do not compress.
 //!
-//! The tree is a drawn share of the files of /usr, picked by the hash of their paths; the later image has a tenth of the
-//! database's 4 KiB blocks changed in place (half of them edited in 64 bytes, half whole new pages) and new files, a fifth
-//! of the image, out of the share that was not picked. No root is needed: `mkfs.ext4 -d` and `debugfs` write the images.
+//! The tree is a drawn share of the files of /usr, picked by the hash of their paths; later, a tenth of the database's 4 KiB
+//! blocks is changed in place (half of them edited in 64 bytes, half whole new pages), and later still there are new files, a
+//! fifth of the image, out of the share that was not picked. No root is needed: `mkfs.ext4 -d` and `debugfs` write the images.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,10 +23,12 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 pub struct Inputs {
     /// The image with the tree and the database.
     pub image: PathBuf,
-    /// The same later.
+    /// The same with scattered pages of the database changed.
+    pub paged: PathBuf,
+    /// That with new files.
     pub later: PathBuf,
-    /// Bytes of 4 KiB blocks in which the two differ.
-    pub changed: u64,
+    /// Bytes of 4 KiB blocks in which each of the two differs from the one before.
+    pub changed: [u64; 2],
     /// Bytes of an image.
     pub bytes: u64,
     /// Bytes of 4 KiB blocks of the first image that are not zeros.
@@ -42,7 +44,7 @@ impl Inputs {
     pub fn make(dir: &Path, mib: u64) -> Result<Self> {
         let bytes = mib << 20;
         let at = |name: &str| dir.join(name);
-        let (image, later, noise, database) = (at("image"), at("later"), at("noise"), at("database"));
+        let [image, paged, later, noise, database] = ["image", "paged", "later", "noise", "database"].map(at);
         std::fs::create_dir_all(at("tree/db"))?;
         let all = tree_files()?;
         let total: u64 = all.iter().map(|file| file.bytes).sum();
@@ -58,27 +60,29 @@ impl Inputs {
         File::create(&image)?.set_len(bytes)?;
         run(dir, "mkfs.ext4", &["-q", "-F", "-b", "4096", "-d", "tree", "image"])?;
         std::fs::remove_dir_all(at("tree"))?;
-        run(dir, "cp", &["--sparse=always", "image", "later"])?;
-        change_database(dir, &later)?;
+        run(dir, "cp", &["--sparse=always", "image", "paged"])?;
+        change_database(dir, &paged)?;
+        run(dir, "cp", &["--sparse=always", "paged", "later"])?;
         add_files(dir, all.iter().filter(|file| (first..more).contains(&file.draw)))?;
         std::fs::write(&noise, random((bytes / 2) as usize, 2))?;
         std::fs::write(&database, table_pages((bytes / 4) as usize, 5))?;
-        let changed = different(&image, &later)?.iter().map(|(_, bytes)| bytes).sum();
+        let bytes_between = |one, other| different(one, other).map(|runs| runs.iter().map(|(_, bytes)| bytes).sum());
+        let changed = [bytes_between(&image, &paged)?, bytes_between(&paged, &later)?];
         let data = data_bytes(&image)?;
-        Ok(Self { image, later, changed, bytes, data, noise, database })
+        Ok(Self { image, paged, later, changed, bytes, data, noise, database })
     }
 }
 
 /// Changes a tenth of the database's blocks where they lie.
-fn change_database(dir: &Path, later: &Path) -> Result<()> {
-    let later = File::options().write(true).open(later)?;
+fn change_database(dir: &Path, paged: &Path) -> Result<()> {
+    let paged = File::options().write(true).open(paged)?;
     let (mut numbers, fresh) = (Numbers(3), table_pages(16 << 20, 4));
     let mut next = || numbers.next().expect("endless");
     for block in database_blocks(dir)? {
         if next() % 10 == 0 {
             let (at, whole) = (next() as usize % (fresh.len() - PAGE), next() % 2 == 0);
             let (within, bytes) = if whole { (0, PAGE) } else { (next() % 63 * 64, 64) };
-            later.write_all_at(&fresh[at..at + bytes], block * PAGE as u64 + within)?;
+            paged.write_all_at(&fresh[at..at + bytes], block * PAGE as u64 + within)?;
         }
     }
     Ok(())

@@ -61,7 +61,7 @@ pub fn describe(bench: &Bench, mib: u64, before: &Load) -> Result<String> {
         others * 100.0,
         if others > 0.1 { ": it was shared, and wall times suffer from that" } else { "" },
         mb(bench.inputs.data),
-        mb(bench.inputs.changed),
+        mb(bench.inputs.changed.iter().sum()),
         mib / 2,
         mib / 4,
         bench.runs,

@@ -9,6 +9,7 @@
 //! lies between them, objects are sealed and synced. Nothing is switched off.
 
 mod back;
+mod clones;
 mod cold;
 mod delta;
 mod fio;
@@ -52,7 +53,7 @@ struct Options {
     /// Where inputs and stores lie; cleaned up.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Sections to run: limits always, and of full, increment, noise, delta, splitter, cold, latency, back, served, wan those
+    /// Sections to run: limits always, and of full, increment, clones, noise, delta, splitter, cold, latency, back, served, wan those
     /// that are named.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -101,8 +102,8 @@ fn main() -> Result<()> {
 
 /// The sections in order of importance; a later one may use figures of an earlier one.
 fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
-    const NAMES: [&str; 10] =
-        ["full", "increment", "noise", "delta", "splitter", "cold", "latency", "back", "served", "wan"];
+    const NAMES: [&str; 11] =
+        ["full", "increment", "clones", "noise", "delta", "splitter", "cold", "latency", "back", "served", "wan"];
     let unknown = only.iter().find(|name| !NAMES.contains(&name.as_str()));
     ensure!(unknown.is_none(), "no section is called {:?}; there are {NAMES:?}", unknown.expect("is some"));
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
@@ -111,6 +112,9 @@ fn sections(bench: &Bench, only: &[String]) -> Result<Report> {
     full::run(bench, full, &mut report)?;
     if wanted("increment") {
         increment::run(bench, &mut report)?;
+    }
+    if wanted("clones") {
+        clones::run(bench, &mut report)?;
     }
     if wanted("noise") {
         noise::run(bench, &mut report)?;

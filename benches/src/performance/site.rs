@@ -104,6 +104,21 @@ impl Site {
         Ok(std::fs::write(self.path("site/farshore.toml"), text)?)
     }
 
+    /// Protects more machines, each of one disk with this source; one agent at a time can hold it.
+    pub fn add_machines(&self, names: &[String], source: &Path) -> Result<()> {
+        let mut config = File::options().append(true).open(self.path("site/farshore.toml"))?;
+        for name in names {
+            let socket = self.path(&format!("{name}.sock"));
+            let (source, socket) = (source.display(), socket.display());
+            writeln!(
+                config,
+                "[[machine]]\nname = \"{name}\"\n[[machine.disk]]\nname = \"{DISK}\"\nsource = \"{source}\"\n\
+                 listen = \"unix:{socket}\""
+            )?;
+        }
+        Ok(())
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -167,9 +182,14 @@ impl Site {
 
     /// Waits until the machine is replicated to its last write; the agent's status then.
     pub fn wait_stored(&self, agent: &mut Role) -> Result<Value> {
+        self.wait_stored_of(MACHINE, agent)
+    }
+
+    /// The same of one of several machines.
+    pub fn wait_stored_of(&self, machine: &str, agent: &mut Role) -> Result<Value> {
         let mut last = Value::Null;
         agent.until("everything is stored", || {
-            last = self.status(&format!("agent-{MACHINE}")).unwrap_or_default();
+            last = self.status(&format!("agent-{machine}")).unwrap_or_default();
             Ok(is_stored(&last))
         })?;
         Ok(last)

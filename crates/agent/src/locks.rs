@@ -47,21 +47,18 @@ impl ExtentLocks {
 
     /// Takes a place in the queue at once, and waits for its turn when awaited.
     pub(crate) fn lock(&self, extent: Extent) -> impl Future<Output = ExtentLock> + Send + use<> {
-        let (wake, turn) = oneshot::channel();
         let mut inner = self.inner();
         let ticket = inner.next_ticket;
         inner.next_ticket += 1;
         let blockers = inner.entries.values().filter(|e| e.extent.overlaps(&extent)).count();
-        let wake = if blockers == 0 {
-            wake.send(()).err().map(|()| unreachable!("the receiver is at hand"))
-        } else {
-            Some(wake)
-        };
+        let (wake, turn) = (blockers > 0).then(oneshot::channel).unzip();
         inner.entries.insert(ticket, Entry { extent, blockers, wake });
         drop(inner);
         let lock = ExtentLock { locks: self.clone(), ticket };
         async move {
-            turn.await.expect("an entry is woken before it is removed: only its own lock removes it");
+            if let Some(turn) = turn {
+                turn.await.expect("an entry is woken before it is removed: only its own lock removes it");
+            }
             lock
         }
     }

@@ -146,20 +146,23 @@ impl Shared {
         self.committed.wait_for(|done| *done >= batch).await;
     }
 
-    /// Lets go of the core and wakes whoever may have work now that a record was queued or a bit set.
+    /// Lets go of the core and wakes whoever may have work now that a record was queued or a bit set. In bitmap mode nobody
+    /// has: nothing is queued, and that something can be drained again is another's news.
     pub(crate) fn ring_after_change(&self, core: MutexGuard<'_, Core>) {
         let (used, max) = core.queue.memory();
         let active: usize = core.disks.iter().map(|d| d.regions.active()).sum();
-        let draining = core.sequencer.mode() != Mode::Data;
+        let mode = core.sequencer.mode();
         drop(core);
-        self.send_bell.notify_one();
+        if mode != Mode::Bitmap {
+            self.send_bell.notify_one();
+        }
         if used > max / 2 {
             self.spool_bell.notify_one();
         }
         if active > self.config.active_regions_max {
             self.clear_bell.notify_one();
         }
-        if draining {
+        if mode == Mode::Drain {
             self.drain_bell.notify_one();
         }
     }

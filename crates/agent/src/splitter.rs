@@ -5,7 +5,7 @@
 //! ```
 //! The order is what makes the stream a prefix of what clients saw (promise P1): a change has its number before its
 //! client hears of it, and overlapping changes have theirs in the order the source got them. A change once begun runs
-//! to its end in a task of its own, whatever becomes of the client: the source may have it already. Only the map sync
+//! to its end, whatever becomes of the client, as every request to an export does: the source may have it already. Only the map sync
 //! of a cold region ever makes a client wait (P3), and it is counted.
 
 use std::io;
@@ -87,14 +87,6 @@ impl Splitter {
     fn extent(&self, offset: u64, len: u64) -> Result<Extent, Errno> {
         let extent = Extent::new(offset, len).map_err(|_| Errno::Invalid)?;
         if extent.end() > self.size() { Err(Errno::NoSpace) } else { Ok(extent) }
-    }
-
-    /// Runs work to its end even if the client goes away meanwhile.
-    async fn to_the_end<F>(&self, work: impl FnOnce(Splitter) -> F) -> Result<(), Errno>
-    where
-        F: Future<Output = Result<(), Errno>> + Send + 'static,
-    {
-        tokio::spawn(work(self.clone())).await.unwrap_or(Err(Errno::Io))
     }
 
     async fn change(&self, extent: Extent, operation: Operation) -> Result<(), Errno> {
@@ -185,7 +177,7 @@ impl Splitter {
         core.counters.cold_region_wait_micros += u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     }
 
-    async fn change_then_flush(self, extent: Extent, operation: Operation, fua: bool) -> Result<(), Errno> {
+    async fn change_then_flush(&self, extent: Extent, operation: Operation, fua: bool) -> Result<(), Errno> {
         self.change(extent, operation).await?;
         if fua { self.flush_now().await } else { Ok(()) }
     }
@@ -234,17 +226,14 @@ impl Export for Splitter {
             core.counters.written_bytes += extent.len();
         }
         self.shared.metrics.written_bytes.increment(extent.len());
-        self.to_the_end(move |this| this.change_then_flush(extent, Operation::Write(data), fua)).await
+        self.change_then_flush(extent, Operation::Write(data), fua).await
     }
 
     async fn flush(&self) -> Result<(), Errno> {
-        self.to_the_end(|this| async move {
-            this.flush_now().await?;
-            let now = this.shared.now();
-            this.shared.core().flush_completed(now);
-            Ok(())
-        })
-        .await
+        self.flush_now().await?;
+        let now = self.shared.now();
+        self.shared.core().flush_completed(now);
+        Ok(())
     }
 
     async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Errno> {
@@ -254,16 +243,13 @@ impl Export for Splitter {
         let extent = self.extent(offset, len)?;
         if self.shared.disks[self.disk].trim_zeroes {
             let zero = Operation::Zero { unmap: true };
-            return self.to_the_end(move |this| this.change_then_flush(extent, zero, fua)).await;
+            return self.change_then_flush(extent, zero, fua).await;
         }
         // A trim may leave anything, so its pieces need no atomicity among each other.
-        self.to_the_end(move |this| async move {
-            for piece in extent.split_at_multiples(TRIM_READ_BACK_BYTES) {
-                this.change(piece, Operation::TrimAndReadBack).await?;
-            }
-            if fua { this.flush_now().await } else { Ok(()) }
-        })
-        .await
+        for piece in extent.split_at_multiples(TRIM_READ_BACK_BYTES) {
+            self.change(piece, Operation::TrimAndReadBack).await?;
+        }
+        if fua { self.flush_now().await } else { Ok(()) }
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
@@ -272,7 +258,7 @@ impl Export for Splitter {
         }
         let extent = self.extent(offset, len)?;
         let zero = Operation::Zero { unmap: !flags.no_hole };
-        self.to_the_end(move |this| this.change_then_flush(extent, zero, flags.fua)).await
+        self.change_then_flush(extent, zero, flags.fua).await
     }
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<BlockStatus>, Errno> {

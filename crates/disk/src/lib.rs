@@ -2,6 +2,7 @@
 
 mod bounds;
 mod device;
+mod here;
 mod image;
 pub mod memory;
 mod raw;
@@ -13,6 +14,7 @@ mod threads;
 mod threads_tests;
 
 pub use device::device_identity;
+pub use here::this_thread_may_block;
 pub use image::{Image, ImageFormat, ImageFormatError};
 pub use memory::MemoryDisk;
 pub use raw::RawDisk;

@@ -1,7 +1,7 @@
 //! Raw files and block devices: what the agent protects and what the applier keeps.
 //!
 //! Reads and writes are positioned (`pread`, `pwrite`) and run on threads of the disk, so that calls never share a file
-//! offset and may run in parallel. A call that is dropped half-way still runs to its end: whoever drops a
+//! offset and may run in parallel; small ones run [`here`](crate::here) where the caller may block. A call that is dropped half-way still runs to its end: whoever drops a
 //! write must treat its range as undecided. A failed flush is returned as it is and never tried again here, because the
 //! kernel marks the lost pages clean and a second flush would succeed without having written them.
 //!
@@ -9,7 +9,7 @@
 //! are held by an advisory lock, block devices by an exclusive open, which the kernel also refuses for a mounted device.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::io::{self, ErrorKind, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use bytes::Bytes;
 use model::{Extent, ExtentSet, SECTOR_BYTES};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::Disk;
 use crate::bounds::{check_extent, check_write};
+use crate::here::Here;
 use crate::threads::DiskThreads;
 
 /// Bytes of zeros written at once where a disk cannot zero a range by itself.
@@ -42,6 +43,7 @@ const CACHE_UNIT_BYTES: u64 = 64 << 10;
 pub struct RawDisk {
     inner: Arc<Inner>,
     threads: DiskThreads,
+    here: Here,
 }
 
 #[derive(Debug)]
@@ -106,7 +108,7 @@ impl RawDisk {
     }
 
     fn around(inner: Inner) -> Self {
-        Self { inner: Arc::new(inner), threads: DiskThreads::new() }
+        Self { inner: Arc::new(inner), threads: DiskThreads::new(), here: Here::default() }
     }
 
     /// Runs one operation on a thread that may block.
@@ -136,16 +138,21 @@ impl Disk for RawDisk {
 
     async fn read(&self, extent: Extent) -> io::Result<Bytes> {
         check_extent(extent, self.inner.size)?;
+        if self.here.takes(extent.len())
+            && let Some(data) = self.inner.read_cached(extent)
+        {
+            return Ok(data);
+        }
         self.run(move |disk| disk.read(extent)).await
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> io::Result<()> {
         self.check_writable()?;
         let Some(extent) = check_write(offset, data.len(), self.inner.size)? else { return Ok(()) };
-        self.run(move |disk| {
-            disk.file.write_all_at(&data, offset).map_err(|e| range_context(e, "write", extent, &disk.path))
-        })
-        .await
+        if self.here.takes(extent.len()) {
+            return self.here.run(|| self.inner.write(extent, &data));
+        }
+        self.run(move |disk| disk.write(extent, &data)).await
     }
 
     async fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {
@@ -188,6 +195,21 @@ impl Inner {
         }
         data.truncate(len);
         Ok(data.into())
+    }
+
+    /// What the page cache holds of `extent`, if that is all of it: a read that never blocks.
+    fn read_cached(&self, extent: Extent) -> Option<Bytes> {
+        let mut data = vec![0; usize::try_from(extent.len()).ok()?];
+        let mut whole = [IoSliceMut::new(&mut data)];
+        match rustix::io::preadv2(&self.file, &mut whole, extent.offset(), ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == data.len() => Some(data.into()),
+            // It is not all there, or this file cannot tell: then it is read in a way that may wait, and meets what error there is.
+            _ => None,
+        }
+    }
+
+    fn write(&self, extent: Extent, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, extent.offset()).map_err(|e| range_context(e, "write", extent, &self.path))
     }
 
     fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {

@@ -23,9 +23,10 @@ pub mod memory;
 mod protocol;
 mod server;
 mod stream;
+mod to_the_end;
 
 pub use address::ListenAddress;
 pub use client::Client;
 pub use error::Error;
 pub use export::{BlockStatus, Errno, Export, ZeroFlags};
-pub use server::{Lapsed, Server, ServerConfig, ServerTls};
+pub use server::{Lapsed, Server, ServerConfig, ServerTls, Threads};

@@ -32,7 +32,15 @@ pub(crate) fn tune(stream: &TcpStream) -> std::io::Result<()> {
 
 /// Reads exactly `len` bytes into one allocation of that size. The caller has bounded `len`.
 pub(crate) async fn read_bytes<R: AsyncRead + Unpin>(reader: &mut R, len: usize) -> std::io::Result<bytes::BytesMut> {
-    let mut buffer = bytes::BytesMut::with_capacity(len);
+    read_bytes_into(reader, bytes::BytesMut::with_capacity(len), len).await
+}
+
+/// Reads exactly `len` bytes into an empty buffer, which has room for them.
+pub(crate) async fn read_bytes_into<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    mut buffer: bytes::BytesMut,
+    len: usize,
+) -> std::io::Result<bytes::BytesMut> {
     let mut part = reader.take(len as u64);
     while buffer.len() < len {
         if part.read_buf(&mut buffer).await? == 0 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use nbd::memory::MemoryExport;
-use nbd::{BlockStatus, Errno, Export, ListenAddress, Server, ServerConfig, ZeroFlags};
+use nbd::{BlockStatus, Errno, Export, ListenAddress, Server, ServerConfig, Threads, ZeroFlags};
 use tokio::process::Command;
 
 const MIB: u64 = 1 << 20;
@@ -97,7 +97,14 @@ impl Site {
     async fn serve(export: Arc<dyn Export>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = ListenAddress::Unix(dir.path().join("nbd.sock"));
-        let config = ServerConfig { name: "disk".into(), listen, tls: None, inflight_max: 64, connections_max: 32 };
+        let config = ServerConfig {
+            name: "disk".into(),
+            listen,
+            tls: None,
+            inflight_max: 64,
+            connections_max: 32,
+            threads: Threads::Own { began: || () },
+        };
         let server = Server::start(config, export).await.unwrap();
         Self { dir, server }
     }
@@ -316,7 +323,14 @@ async fn qemu_imgs_comparison_finds_a_lost_write() {
 async fn qemu_img_info_knows_the_size_over_tcp_too() {
     let dir = tempfile::tempdir().unwrap();
     let listen = "tcp:127.0.0.1:0".parse().unwrap();
-    let config = ServerConfig { name: "disk".into(), listen, tls: None, inflight_max: 8, connections_max: 8 };
+    let config = ServerConfig {
+        name: "disk".into(),
+        listen,
+        tls: None,
+        inflight_max: 8,
+        connections_max: 8,
+        threads: Threads::Shared,
+    };
     let server = Server::start(config, Arc::new(MemoryExport::new(8 * MIB))).await.unwrap();
     let host_port = server.address().to_string().replace("tcp:", "");
     let uri = format!("nbd://{host_port}/disk");

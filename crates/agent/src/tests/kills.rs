@@ -37,11 +37,16 @@ async fn live_and_die(rig: &Rig, rng: &mut Rng) -> u64 {
 async fn write_for_ever(export: Arc<dyn Export>, mut rng: Rng) {
     loop {
         let place = rng.below(DISK_BYTES / 4096 - 4) * 4096;
-        let _ = match rng.below(12) {
-            0 => export.flush().await,
-            1 => export.trim(place, 8192, false).await,
-            _ => export.write(place, stamped(rng.next() | 1, 8192), false).await,
-        };
+        let (export, kind, data) = (export.clone(), rng.below(12), stamped(rng.next() | 1, 8192));
+        // A server cancels no request that has begun, though its client be gone.
+        let request = tokio::spawn(async move {
+            match kind {
+                0 => export.flush().await,
+                1 => export.trim(place, 8192, false).await,
+                _ => export.write(place, data, false).await,
+            }
+        });
+        let _ = request.await;
         tokio::time::sleep(Duration::from_micros(rng.below(30_000))).await;
     }
 }

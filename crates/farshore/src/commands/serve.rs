@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use applier::recover::OverlayExport;
-use nbd::{Server, ServerConfig};
+use nbd::{Server, ServerConfig, Threads};
 use serde_json::json;
 
 use super::hold::Keeper;
@@ -40,6 +40,7 @@ pub async fn run(global: &Global, args: &ServeArgs, output: Output) -> anyhow::R
         tls,
         inflight_max: INFLIGHT_MAX,
         connections_max: CONNECTIONS_MAX,
+        threads: Threads::Shared,
     };
     let server =
         Server::start(config, export.clone()).await.with_context(|| format!("cannot serve on {}", args.listen))?;

@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
 use filesystem::{Time, Volume};
-use nbd::{BlockStatus, Errno, Export, ListenAddress, Server, ServerConfig, ZeroFlags};
+use nbd::{BlockStatus, Errno, Export, ListenAddress, Server, ServerConfig, Threads, ZeroFlags};
 use tokio::runtime::Handle;
 
 /// The program of libguestfs.
@@ -84,6 +84,7 @@ impl Guestfs {
             tls: None,
             inflight_max: INFLIGHT_MAX,
             connections_max: 4,
+            threads: Threads::Shared,
         };
         let server = Handle::current().block_on(Server::start(config, Arc::new(VolumeExport(whole))))?;
         let mut session = match Session::start(directory.path(), &socket, None) {

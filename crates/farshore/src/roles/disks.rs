@@ -8,7 +8,7 @@ use agent::{Agent, AgentConfig, AgentDisk};
 use anyhow::Context;
 use disk::{Disk as _, RawDisk};
 use model::{DiskName, MachineName};
-use nbd::{ListenAddress, Server, ServerConfig};
+use nbd::{ListenAddress, Server, ServerConfig, Threads};
 use transport::Role as Identities;
 
 use super::dialer::SiteDialer;
@@ -143,6 +143,7 @@ impl Disks {
                 tls: pki::nbd::server_config(&config.site.ca, &self.machine, &listen)?,
                 inflight_max: INFLIGHT_MAX,
                 connections_max: CONNECTIONS_MAX,
+                threads: Threads::Own { began: disk::this_thread_may_block },
             };
             let server = Server::start(server, exported.handover.clone())
                 .await

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::ListenAddress;
 use crate::stream::{ByteStream, tune};
@@ -17,6 +17,30 @@ use crate::stream::{ByteStream, tune};
 pub(super) enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
+}
+
+/// A connection just accepted.
+pub(super) enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Accepted {
+    /// As a byte stream like any other.
+    pub(super) fn into_stream(self) -> ByteStream {
+        match self {
+            Self::Unix(stream) => Box::new(stream),
+            Self::Tcp(stream) => Box::new(stream),
+        }
+    }
+
+    /// The same, driven by the runtime that is entered.
+    pub(super) fn moved(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+        })
+    }
 }
 
 impl Listener {
@@ -44,18 +68,18 @@ impl Listener {
     }
 
     /// The next connection and, for logs, where it comes from.
-    pub(super) async fn accept(&self) -> io::Result<(ByteStream, String)> {
+    pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
         match self {
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), "unix".to_owned()))
+                Ok((Accepted::Unix(stream), "unix".to_owned()))
             }
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 if let Err(error) = tune(&stream) {
                     tracing::debug!(%peer, %error, "could not tune a connection, serving it as it is");
                 }
-                Ok((Box::new(stream), peer.to_string()))
+                Ok((Accepted::Tcp(stream), peer.to_string()))
             }
         }
     }

@@ -4,7 +4,7 @@
 //!   listener ──► handshake (TLS, options; bounded time) ──► transmission (reader, tasks, writer) ──► close
 //! ```
 //!
-//! Every connection is served by its own task and can only harm itself: the number of connections, the time a handshake
+//! Every connection is served by its own task, or on a thread of its own, and can only harm itself: the number of connections, the time a handshake
 //! may take, the requests and bytes in flight are all bounded. Stopping closes the door, lets requests that have begun
 //! finish, sends their replies and then closes.
 
@@ -12,8 +12,10 @@ mod handshake;
 mod listener;
 mod meta_context;
 mod negotiation;
+mod payloads;
 mod replies;
 mod requests;
+mod threads;
 mod transmission;
 
 use std::io;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -55,6 +58,22 @@ pub struct ServerConfig {
     pub inflight_max: usize,
     /// Connections at once, 1 to 65536; one more is closed at once.
     pub connections_max: usize,
+    /// Where requests run.
+    pub threads: Threads,
+}
+
+/// Where requests run.
+#[derive(Debug, Clone, Copy)]
+pub enum Threads {
+    /// On those of the runtime, many connections on few. The export must not block.
+    Shared,
+    /// Each connection has one of its own, for an export that answers most requests at once and may block over it: nobody
+    /// is woken for such a request. One that has to wait goes on in the runtime, so what it waits for must not belong to
+    /// the thread it began on, as timers and sockets of tokio do.
+    Own {
+        /// Called first on each.
+        began: fn(),
+    },
 }
 
 /// Whether a client that was let in by this certificate must go.
@@ -94,7 +113,7 @@ impl Server {
         let (listener, address, socket) = Listener::bind(&config.listen).await?;
         let (stop, stopped) = watch::channel(false);
         let service = Arc::new(Service::new(&config, export, stopped));
-        let acceptor = tokio::spawn(accept(listener, service, config.connections_max));
+        let acceptor = tokio::spawn(accept(listener, service, config.connections_max, config.threads));
         tracing::info!(%address, export = config.name, tls = config.tls.is_some(), "serving NBD");
         Ok(Self { address, stop, acceptor, socket })
     }
@@ -148,6 +167,8 @@ struct Service {
     lapsed: Option<Lapsed>,
     inflight_max: usize,
     handshake_time_max: Duration,
+    /// Where requests go on that cannot be answered at once, if they begin on a thread of the connection.
+    runtime: Option<Handle>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -159,6 +180,7 @@ impl Service {
             lapsed: config.tls.as_ref().and_then(|tls| tls.lapsed.clone()),
             inflight_max: config.inflight_max,
             handshake_time_max: HANDSHAKE_TIME_MAX,
+            runtime: matches!(config.threads, Threads::Own { .. }).then(Handle::current),
             stopped,
         }
     }
@@ -176,7 +198,8 @@ impl Service {
         let Some(handshake::Agreement { stream, agreed, certificate }) = agreed else { return Ok(()) };
         // Ends like a stop of the server: requests that have begun finish and are answered.
         let (end, ended) = watch::channel(false);
-        let serving = transmission::serve(stream, self.offer.clone(), agreed, self.inflight_max, ended);
+        let terms = transmission::Terms { agreed, inflight_max: self.inflight_max, runtime: self.runtime.clone() };
+        let serving = transmission::serve(stream, self.offer.clone(), terms, ended);
         let cutting = async {
             let cut = tokio::select! {
                 biased;
@@ -218,7 +241,7 @@ async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn accept(listener: Listener, service: Arc<Service>, connections_max: usize) {
+async fn accept(listener: Listener, service: Arc<Service>, connections_max: usize, threads: Threads) {
     let mut stopped = service.stopped.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -230,8 +253,14 @@ async fn accept(listener: Listener, service: Arc<Service>, connections_max: usiz
                 Ok((_, peer)) if connections.len() >= connections_max => {
                     tracing::warn!(peer, connections_max, "too many NBD connections, closed one more");
                 }
-                Ok((stream, peer)) => {
-                    connections.spawn(connection(service.clone(), stream, peer));
+                Ok((accepted, peer)) => {
+                    let service = service.clone();
+                    match threads {
+                        Threads::Shared => connections.spawn(connection(service, accepted.into_stream(), peer)),
+                        Threads::Own { began } => {
+                            connections.spawn(threads::connection(service, accepted, peer, began))
+                        }
+                    };
                 }
                 Err(error) => {
                     tracing::warn!(%error, "could not accept an NBD connection, trying again");
@@ -271,6 +300,7 @@ pub(crate) async fn serve_stream(stream: ByteStream, name: &str, export: Arc<dyn
         tls: None,
         inflight_max: STREAM_INFLIGHT_MAX,
         connections_max: 1,
+        threads: Threads::Shared,
     };
     Service::new(&config, export, stopped).serve(stream).await
 }

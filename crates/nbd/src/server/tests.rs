@@ -23,10 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Place {
     dir: tempfile::TempDir,
+    threads: Threads,
 }
 
 fn place() -> Place {
-    Place { dir: tempfile::tempdir().unwrap() }
+    Place { dir: tempfile::tempdir().unwrap(), threads: Threads::Shared }
+}
+
+/// Where requests run on shared threads, and where each connection has its own.
+fn places() -> [Place; 2] {
+    [place(), Place { threads: Threads::Own { began: || () }, ..place() }]
 }
 
 impl Place {
@@ -36,7 +42,14 @@ impl Place {
 
     fn config(&self) -> ServerConfig {
         let listen = ListenAddress::Unix(self.socket());
-        ServerConfig { name: "disk".into(), listen, tls: None, inflight_max: 16, connections_max: 8 }
+        ServerConfig {
+            name: "disk".into(),
+            listen,
+            tls: None,
+            inflight_max: 16,
+            connections_max: 8,
+            threads: self.threads,
+        }
     }
 
     async fn serve(&self, export: Arc<dyn Export>) -> Server {
@@ -69,6 +82,7 @@ struct Faulty {
     writes: AtomicUsize,
 }
 
+#[derive(Clone)]
 enum Fault {
     /// The nth write is acknowledged and lost.
     DropWrite(usize),
@@ -272,29 +286,30 @@ async fn a_handshake_that_drips_is_cut_off_in_time() {
 
 #[tokio::test]
 async fn everything_works_over_a_unix_socket() {
-    let place = place();
-    let disk = Arc::new(MemoryExport::new(SIZE));
-    let server = place.serve(disk.clone()).await;
-    assert_eq!(Client::list(server.address()).await.unwrap(), ["disk"]);
-    let client = Client::connect(server.address(), "").await.unwrap();
-    assert_eq!(
-        (client.size(), client.minimum_block(), client.read_only(), client.can_multi_conn()),
-        (SIZE, 512, false, true)
-    );
-    client.write(4096, Bytes::from(vec![7; 65536]), true).await.unwrap();
-    client.write_zeroes(8192, 4096, true).await.unwrap();
-    client.trim(16384, 4096).await.unwrap();
-    client.flush().await.unwrap();
-    let data = client.read(0, 131072).await.unwrap();
-    assert_eq!(data, disk.contents()[..131072]);
-    assert_eq!((data[4096], data[8192], data[16384], data[69631], data[69632]), (7, 0, 0, 7, 0));
-    let runs = client.block_status(0, 24576).await.unwrap();
-    let run = |len, hole| BlockStatus { len, hole, zero: hole };
-    assert_eq!(runs, [run(4096, true), run(12288, false), run(4096, true), run(4096, false)]);
-    assert_eq!(disk.flushes(), 2);
-    client.disconnect().await.unwrap();
-    server.stop().await;
-    assert!(!place.socket().exists());
+    for place in places() {
+        let disk = Arc::new(MemoryExport::new(SIZE));
+        let server = place.serve(disk.clone()).await;
+        assert_eq!(Client::list(server.address()).await.unwrap(), ["disk"]);
+        let client = Client::connect(server.address(), "").await.unwrap();
+        assert_eq!(
+            (client.size(), client.minimum_block(), client.read_only(), client.can_multi_conn()),
+            (SIZE, 512, false, true)
+        );
+        client.write(4096, Bytes::from(vec![7; 65536]), true).await.unwrap();
+        client.write_zeroes(8192, 4096, true).await.unwrap();
+        client.trim(16384, 4096).await.unwrap();
+        client.flush().await.unwrap();
+        let data = client.read(0, 131072).await.unwrap();
+        assert_eq!(data, disk.contents()[..131072]);
+        assert_eq!((data[4096], data[8192], data[16384], data[69631], data[69632]), (7, 0, 0, 7, 0));
+        let runs = client.block_status(0, 24576).await.unwrap();
+        let run = |len, hole| BlockStatus { len, hole, zero: hole };
+        assert_eq!(runs, [run(4096, true), run(12288, false), run(4096, true), run(4096, false)]);
+        assert_eq!(disk.flushes(), 2);
+        client.disconnect().await.unwrap();
+        server.stop().await;
+        assert!(!place.socket().exists());
+    }
 }
 
 #[tokio::test]
@@ -327,90 +342,154 @@ async fn an_unknown_export_and_errors_of_requests_are_told_in_words() {
 #[tokio::test]
 async fn a_faulty_export_costs_the_request_and_not_the_connection() {
     for fault in [Fault::ShortRead, Fault::Panic, Fault::NoStatus] {
-        let place = place();
-        let no_status = matches!(fault, Fault::NoStatus);
-        let server = place.serve(faulty(fault)).await;
-        let client = Client::connect(server.address(), "").await.unwrap();
-        let error = match no_status {
-            true => client.block_status(0, 512).await.unwrap_err(),
-            false => client.read(0, 512).await.unwrap_err(),
-        };
-        assert!(error.to_string().contains("EIO"), "{error}");
-        client.write(0, Bytes::from(vec![1; 512]), false).await.unwrap();
+        for place in places() {
+            let no_status = matches!(fault, Fault::NoStatus);
+            let server = place.serve(faulty(fault.clone())).await;
+            let client = Client::connect(server.address(), "").await.unwrap();
+            let error = match no_status {
+                true => client.block_status(0, 512).await.unwrap_err(),
+                false => client.read(0, 512).await.unwrap_err(),
+            };
+            assert!(error.to_string().contains("EIO"), "{error}");
+            client.write(0, Bytes::from(vec![1; 512]), false).await.unwrap();
+        }
     }
 }
 
 #[tokio::test]
 async fn requests_overtake_each_other_and_no_more_than_allowed_are_in_flight() {
-    let place = place();
-    let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let server = place.serve(faulty(Fault::Gate { open: open.clone(), begun: begun.clone() })).await;
-    let client = Arc::new(Client::connect(server.address(), "").await.unwrap());
-    let write = |at: u64| {
-        let client = client.clone();
-        tokio::spawn(async move { client.write(at * 512, Bytes::from(vec![1; 512]), false).await })
-    };
-    let first: Vec<_> = (0..15).map(write).collect();
-    begun.acquire_many(15).await.unwrap().forget();
-    assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512], "a read overtakes the writes that wait");
-    let more: Vec<_> = (15..32).map(write).collect();
-    begun.acquire().await.unwrap().forget();
-    for _ in 0..1000 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(begun.available_permits(), 0, "the seventeenth request must wait");
-    open.add_permits(32);
-    for done in join_all(first.into_iter().chain(more)).await {
-        done.unwrap().unwrap();
+    for place in places() {
+        let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let server = place.serve(faulty(Fault::Gate { open: open.clone(), begun: begun.clone() })).await;
+        let client = Arc::new(Client::connect(server.address(), "").await.unwrap());
+        let write = |at: u64| {
+            let client = client.clone();
+            tokio::spawn(async move { client.write(at * 512, Bytes::from(vec![1; 512]), false).await })
+        };
+        let first: Vec<_> = (0..15).map(write).collect();
+        begun.acquire_many(15).await.unwrap().forget();
+        assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512], "a read overtakes the writes that wait");
+        let more: Vec<_> = (15..32).map(write).collect();
+        begun.acquire().await.unwrap().forget();
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(begun.available_permits(), 0, "the seventeenth request must wait");
+        open.add_permits(32);
+        for done in join_all(first.into_iter().chain(more)).await {
+            done.unwrap().unwrap();
+        }
     }
 }
 
 #[tokio::test]
 async fn stopping_lets_a_write_in_flight_finish_and_answers_it() {
-    let place = place();
-    let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let export = faulty(Fault::Gate { open: open.clone(), begun: begun.clone() });
-    let server = place.serve(export.clone()).await;
-    let client = Arc::new(Client::connect(server.address(), "").await.unwrap());
-    let writer = client.clone();
-    let write = tokio::spawn(async move { writer.write(0, Bytes::from(vec![1; 512]), false).await });
-    begun.acquire().await.unwrap().forget();
-    let stopping = tokio::spawn(server.stop());
-    soon(async || (!place.socket().exists()).then_some(())).await;
-    assert!(!stopping.is_finished());
-    open.add_permits(1);
-    write.await.unwrap().unwrap();
-    tokio::time::timeout(PATIENCE, stopping).await.unwrap().unwrap();
-    assert_eq!(export.inner.allocated_bytes(), 4096);
-    assert!(client.read(0, 512).await.is_err());
+    for place in places() {
+        let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let export = faulty(Fault::Gate { open: open.clone(), begun: begun.clone() });
+        let server = place.serve(export.clone()).await;
+        let client = Arc::new(Client::connect(server.address(), "").await.unwrap());
+        let writer = client.clone();
+        let write = tokio::spawn(async move { writer.write(0, Bytes::from(vec![1; 512]), false).await });
+        begun.acquire().await.unwrap().forget();
+        let stopping = tokio::spawn(server.stop());
+        soon(async || (!place.socket().exists()).then_some(())).await;
+        assert!(!stopping.is_finished());
+        open.add_permits(1);
+        write.await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, stopping).await.unwrap().unwrap();
+        assert_eq!(export.inner.allocated_bytes(), 4096);
+        assert!(client.read(0, 512).await.is_err());
+    }
 }
 
 #[tokio::test]
 async fn a_write_in_flight_finishes_though_its_client_is_gone() {
-    let place = place();
-    let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let export = faulty(Fault::Gate { open: open.clone(), begun: begun.clone() });
-    let _server = place.serve(export.clone()).await;
-    let client = Arc::new(place.connect_soon().await);
-    let writer = client.clone();
-    let write = tokio::spawn(async move { writer.write(0, Bytes::from(vec![1; 512]), false).await });
-    begun.acquire().await.unwrap().forget();
-    write.abort();
-    let _ = write.await;
-    drop(client);
-    open.add_permits(1);
-    soon(async || (export.inner.allocated_bytes() == 4096).then_some(())).await;
+    for place in places() {
+        let (open, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let export = faulty(Fault::Gate { open: open.clone(), begun: begun.clone() });
+        let _server = place.serve(export.clone()).await;
+        let client = Arc::new(place.connect_soon().await);
+        let writer = client.clone();
+        let write = tokio::spawn(async move { writer.write(0, Bytes::from(vec![1; 512]), false).await });
+        begun.acquire().await.unwrap().forget();
+        write.abort();
+        let _ = write.await;
+        drop(client);
+        open.add_permits(1);
+        soon(async || (export.inner.allocated_bytes() == 4096).then_some(())).await;
+    }
+}
+
+/// An export whose writes block their thread until they are let through.
+struct Blocking {
+    inner: MemoryExport,
+    gate: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+#[async_trait]
+impl Export for Blocking {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        self.inner.read(offset, len).await
+    }
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Errno> {
+        self.gate.lock().unwrap().recv().unwrap();
+        self.inner.write(offset, data, fua).await
+    }
+    async fn flush(&self) -> Result<(), Errno> {
+        self.inner.flush().await
+    }
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Errno> {
+        self.inner.trim(offset, len, fua).await
+    }
+    async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        self.inner.write_zeroes(offset, len, flags).await
+    }
+    async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<BlockStatus>, Errno> {
+        self.inner.block_status(offset, len).await
+    }
+}
+
+/// The runtime has this one thread: what a connection blocks on a thread of its own takes nothing from it.
+#[tokio::test]
+async fn a_request_that_blocks_its_thread_holds_back_its_own_connection_only() {
+    let [_, place] = places();
+    let (let_through, gate) = std::sync::mpsc::channel();
+    let server = place.serve(Arc::new(Blocking { inner: MemoryExport::new(SIZE), gate: Mutex::new(gate) })).await;
+    let (blocked, free) =
+        (Client::connect(server.address(), "").await.unwrap(), Client::connect(server.address(), "").await.unwrap());
+    let mut write = std::pin::pin!(blocked.write(0, Bytes::from(vec![1; 512]), false));
+    let reads = async {
+        for _ in 0..100 {
+            free.read(512, 512).await.unwrap();
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = &mut write => panic!("answered before it was let through"),
+        () = reads => {}
+    }
+    let_through.send(()).unwrap();
+    write.await.unwrap();
+    assert_eq!(blocked.read(0, 512).await.unwrap(), vec![1; 512]);
 }
 
 #[tokio::test]
 async fn one_connection_too_many_is_closed_and_room_is_given_back() {
-    let place = place();
-    let config = ServerConfig { connections_max: 1, ..place.config() };
-    let server = Server::start(config, Arc::new(MemoryExport::new(SIZE))).await.unwrap();
-    let first = Client::connect(server.address(), "").await.unwrap();
-    assert!(Client::connect(server.address(), "").await.is_err());
-    first.disconnect().await.unwrap();
-    place.connect_soon().await;
+    for place in places() {
+        let config = ServerConfig { connections_max: 1, ..place.config() };
+        let server = Server::start(config, Arc::new(MemoryExport::new(SIZE))).await.unwrap();
+        let first = Client::connect(server.address(), "").await.unwrap();
+        assert!(Client::connect(server.address(), "").await.is_err());
+        first.disconnect().await.unwrap();
+        place.connect_soon().await;
+    }
 }
 
 #[tokio::test]
@@ -433,17 +512,18 @@ async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
 
 #[tokio::test]
 async fn a_dropped_server_stops_and_leaves_a_successors_socket_alone() {
-    let place = place();
-    let disk = Arc::new(MemoryExport::new(SIZE));
-    let first = place.serve(disk.clone()).await;
-    std::fs::remove_file(place.socket()).unwrap();
-    let second = place.serve(disk).await;
-    drop(first);
-    assert!(place.socket().exists());
-    drop(second);
-    assert!(!place.socket().exists());
-    let address = ListenAddress::Unix(place.socket());
-    assert!(Client::connect(&address, "").await.is_err());
+    for place in places() {
+        let disk = Arc::new(MemoryExport::new(SIZE));
+        let first = place.serve(disk.clone()).await;
+        std::fs::remove_file(place.socket()).unwrap();
+        let second = place.serve(disk).await;
+        drop(first);
+        assert!(place.socket().exists());
+        drop(second);
+        assert!(!place.socket().exists());
+        let address = ListenAddress::Unix(place.socket());
+        assert!(Client::connect(&address, "").await.is_err());
+    }
 }
 
 #[tokio::test]
@@ -463,18 +543,19 @@ async fn what_cannot_be_served_is_refused_at_start() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_back_only_itself() {
-    let place = place();
-    let disk = Arc::new(MemoryExport::new(SIZE));
-    let server = place.serve(disk).await;
-    let mut greedy = UnixStream::connect(place.socket()).await.unwrap();
-    let mut hello = vec![0, 0, 0, 3];
-    hello.extend(raw_option(option::EXPORT_NAME, b"disk"));
-    greedy.write_all(&hello).await.unwrap();
-    let flood = request(command::READ, 1, 0, SIZE as u32).encode().repeat(4096);
-    let flooding = tokio::spawn(async move { greedy.write_all(&flood).await.map(|()| greedy) });
-    let client = Client::connect(server.address(), "").await.unwrap();
-    assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512]);
-    flooding.abort();
+    for place in places() {
+        let disk = Arc::new(MemoryExport::new(SIZE));
+        let server = place.serve(disk).await;
+        let mut greedy = UnixStream::connect(place.socket()).await.unwrap();
+        let mut hello = vec![0, 0, 0, 3];
+        hello.extend(raw_option(option::EXPORT_NAME, b"disk"));
+        greedy.write_all(&hello).await.unwrap();
+        let flood = request(command::READ, 1, 0, SIZE as u32).encode().repeat(4096);
+        let flooding = tokio::spawn(async move { greedy.write_all(&flood).await.map(|()| greedy) });
+        let client = Client::connect(server.address(), "").await.unwrap();
+        assert_eq!(client.read(0, 512).await.unwrap(), vec![0; 512]);
+        flooding.abort();
+    }
 }
 
 // ---- TLS ----
@@ -701,8 +782,7 @@ async fn play(client: &Client, step: &Step, model: &[u8]) -> Result<(), String> 
 }
 
 /// Plays the steps on several connections and compares every read and the whole disk at the end.
-async fn agrees_with_model(export: Arc<dyn Export>, steps: &[Step]) -> Result<(), String> {
-    let place = place();
+async fn agrees_with_model(place: Place, export: Arc<dyn Export>, steps: &[Step]) -> Result<(), String> {
     let server = place.serve(export).await;
     let connect = || Client::connect(server.address(), "disk");
     let clients: Vec<_> = join_all((0..CONNECTIONS).map(|_| connect())).await.into_iter().map(Result::unwrap).collect();
@@ -737,8 +817,11 @@ fn random_operations_from_several_connections_agree_with_a_model() {
     let runtime = runtime();
     runner(48)
         .run(&proptest::collection::vec(step(), 1..80), |steps| {
-            let disk = Arc::new(MemoryExport::new(SIZE));
-            runtime.block_on(agrees_with_model(disk, &steps)).map_err(TestCaseError::fail)
+            for place in places() {
+                let disk = Arc::new(MemoryExport::new(SIZE));
+                runtime.block_on(agrees_with_model(place, disk, &steps)).map_err(TestCaseError::fail)?;
+            }
+            Ok(())
         })
         .unwrap();
 }
@@ -749,7 +832,7 @@ fn random_operations_find_an_export_that_loses_a_write() {
     let runtime = runtime();
     let write = Step { op: Op::Write { fill: 9, fua: false }, connection: 0, sector: 100, sectors: 3 };
     let last = Step { sector: 2000, ..write.clone() };
-    let ended = runtime.block_on(agrees_with_model(faulty(Fault::DropWrite(1)), &[write, last]));
+    let ended = runtime.block_on(agrees_with_model(place(), faulty(Fault::DropWrite(1)), &[write, last]));
     assert!(ended.unwrap_err().contains("differs"));
 }
 

@@ -5,6 +5,7 @@
 //!   reader ── slot + bytes ──► task per request ──► replies ──► writer
 //!      ▲ waits while all slots or bytes are taken        │ gives slot and bytes back once the reply is sent
 //! ```
+//! On a thread of the connection's own a request is begun where it was read, and is a task only when it has to wait.
 //!
 //! What must hold:
 //! - A request holds a slot, and the bytes it reads or writes, from before its payload is received until its reply is
@@ -19,14 +20,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::negotiation::{Agreed, Offer};
+use super::payloads::Payloads;
 use super::replies::{Held, Reply, write_replies};
 use super::requests::{Outcome, Refusal, check, perform};
 use crate::protocol::{PAYLOAD_BYTES_MAX, Request, command};
-use crate::stream::{ByteStream, discard, read_bytes};
+use crate::stream::{ByteStream, discard, read_bytes_into};
+use crate::to_the_end::ToTheEnd;
 use crate::{Errno, Error};
 
 /// Payload bytes in flight on one connection, of reads and writes together.
@@ -34,16 +38,26 @@ const INFLIGHT_BYTES_MAX: u32 = 64 << 20;
 /// Longest refused write whose payload is skipped so that the connection can go on; a longer one ends it.
 const DISCARD_BYTES_MAX: u32 = 2 * PAYLOAD_BYTES_MAX;
 /// What one system call may bring in ahead of need. Larger payloads go straight to their own buffer.
-const RECEIVE_BUFFER_BYTES: usize = 16 << 10;
+const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
+/// Requests begun on a thread of the connection before replies are sent.
+const BEGUN_MAX: u32 = 16;
+
+/// How a connection is served.
+pub(super) struct Terms {
+    pub(super) agreed: Agreed,
+    pub(super) inflight_max: usize,
+    /// Where requests go on that have to wait, if they are begun where they were read.
+    pub(super) runtime: Option<Handle>,
+}
 
 /// Serves requests until the client says goodbye, fails or `stop` turns true; returns once every request begun is done.
 pub(super) async fn serve(
     stream: ByteStream,
     offer: Arc<Offer>,
-    agreed: Agreed,
-    inflight_max: usize,
+    terms: Terms,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Error> {
+    let Terms { agreed, inflight_max, runtime } = terms;
     let (reader, writer) = tokio::io::split(stream);
     let (replies, queue) = mpsc::channel(inflight_max);
     // In a set, so that the writer ends with this connection also when it is cut off.
@@ -54,6 +68,9 @@ pub(super) async fn serve(
         reader: BufReader::with_capacity(RECEIVE_BUFFER_BYTES, reader),
         offer,
         agreed,
+        runtime,
+        begun: 0,
+        payloads: Payloads::default(),
         slots: slots.clone(),
         bytes: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX as usize)),
         replies: replies.clone(),
@@ -78,6 +95,10 @@ struct Intake<R> {
     reader: BufReader<R>,
     offer: Arc<Offer>,
     agreed: Agreed,
+    runtime: Option<Handle>,
+    /// Requests begun in one go.
+    begun: u32,
+    payloads: Payloads,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     replies: mpsc::Sender<Reply>,
@@ -114,15 +135,34 @@ impl<R: AsyncRead + Unpin> Intake<R> {
         let need = if carries { request.len } else { 0 };
         let bytes = self.bytes.clone().acquire_many_owned(need).await.expect("the byte budget is never closed");
         let payload = match request.command {
-            command::WRITE => read_bytes(&mut self.reader, request.len as usize).await?.freeze(),
+            command::WRITE => {
+                let len = request.len as usize;
+                read_bytes_into(&mut self.reader, self.payloads.take(len), len).await?.freeze()
+            }
             _ => Bytes::new(),
         };
         let (offer, replies) = (self.offer.clone(), self.replies.clone());
-        tokio::spawn(async move {
-            let outcome = run(&offer, &request, payload).await;
+        let payloads = self.payloads.clone();
+        let work = async move {
+            let outcome = run(&offer, &request, payload.clone()).await;
+            payloads.give_back(payload);
             // A closed queue means that the client is gone; nobody is left to tell.
             let _ = replies.send(Reply { request, outcome, held: Held { slot, bytes: Some(bytes) } }).await;
-        });
+        };
+        let Some(runtime) = &self.runtime else {
+            tokio::spawn(work);
+            return Ok(());
+        };
+        let mut work = Box::pin(work);
+        if futures::poll!(&mut work).is_pending() {
+            tokio::spawn(ToTheEnd::begun(work, runtime.clone()));
+        }
+        self.begun += 1;
+        if self.begun == BEGUN_MAX {
+            // Their replies are sent first.
+            self.begun = 0;
+            tokio::task::yield_now().await;
+        }
         Ok(())
     }
 
