@@ -222,7 +222,10 @@ fn peak_of_a_process_server(in_flight_bytes: &'static str, load: Load) -> u64 {
     let held = status["machines"].as_array().into_iter().flatten().filter_map(|one| one["in_flight_bytes"].as_u64());
     let (held, peak) = (held.sum::<u64>(), server.peak_bytes());
     eprintln!("in_flight_bytes = {in_flight_bytes}: {} MiB in flight, peak {} MiB", held / MIB, peak / MIB);
-    assert!(peak > held, "what is in flight is in memory");
+    if matches!(load, Load::Pages) {
+        // A record without payload takes less than the credit that is counted for it.
+        assert!(peak > held, "what is in flight is in memory");
+    }
     peak
 }
 

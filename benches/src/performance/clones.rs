@@ -1,6 +1,6 @@
 //! What each of ten clones of one template adds to the store, when machines share what drains bring in (`share_entries`).
 //!
-//! One process server; one machine after the other is replicated from its own copy of the image. One round: bytes hardly
+//! One process server; one machine after the other is replicated from a disk that holds the image. One round: bytes hardly
 //! differ between rounds.
 
 use anyhow::Result;

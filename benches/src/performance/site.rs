@@ -104,12 +104,14 @@ impl Site {
         Ok(std::fs::write(self.path("site/farshore.toml"), text)?)
     }
 
-    /// Protects more machines, each of one disk with this source; one agent at a time can hold it.
+    /// Protects more machines, each of one disk that is this source by another name: one agent at a time can hold it.
     pub fn add_machines(&self, names: &[String], source: &Path) -> Result<()> {
         let mut config = File::options().append(true).open(self.path("site/farshore.toml"))?;
         for name in names {
             let socket = self.path(&format!("{name}.sock"));
-            let (source, socket) = (source.display(), socket.display());
+            let link = self.path(&format!("{name}.raw"));
+            std::fs::hard_link(source, &link)?;
+            let (source, socket) = (link.display(), socket.display());
             writeln!(
                 config,
                 "[[machine]]\nname = \"{name}\"\n[[machine.disk]]\nname = \"{DISK}\"\nsource = \"{source}\"\n\

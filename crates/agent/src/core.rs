@@ -14,7 +14,7 @@ use model::{
 use probe::{Rule, Rules};
 
 use crate::map::MapState;
-use crate::queue::{Payload, Queue};
+use crate::queue::{Freed, Payload, Queue};
 use crate::regions::{Batch, Regions};
 use crate::sequencer::{Mode, Sequencer};
 use crate::status::{Counters, RefusalStatus};
@@ -378,7 +378,7 @@ impl Core {
     }
 
     /// The log ends with `seq` and this digest. Frees up to there if it is the stream we know; says no otherwise.
-    pub(crate) fn stored(&mut self, seq: Seq, digest: model::RecordDigest) -> Result<(), StoredMismatch> {
+    pub(crate) fn stored(&mut self, seq: Seq, digest: model::RecordDigest) -> Result<Freed, StoredMismatch> {
         if seq < self.stored.position.seq {
             return Err(StoredMismatch::WentBack);
         }
@@ -386,12 +386,12 @@ impl Core {
         if head.digest != digest && self.rules.hold(Rule::DigestBeforeFree) {
             return Err(StoredMismatch::Digest);
         }
-        self.queue.free_to(seq);
+        let freed = self.queue.free_to(seq);
         if seq > self.stored.position.seq {
             self.stored = head;
             self.map.header_changed();
         }
-        Ok(())
+        Ok(freed)
     }
 
     /// Goes on behind a head it never numbered. Only without the rule that such a log is refused.

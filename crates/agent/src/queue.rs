@@ -40,6 +40,12 @@ pub(crate) struct Outgoing {
     pub(crate) record: Record<Payload>,
 }
 
+/// Records that the queue has forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct Freed {
+    _records: Vec<Queued>,
+}
+
 /// The queue of one machine.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -124,16 +130,14 @@ impl Queue {
         Some(LogHead { position, digest, map_version, time })
     }
 
-    /// Everything up to `seq` is stored and was checked to be ours: its payloads go.
-    pub(crate) fn free_to(&mut self, seq: Seq) {
-        let Some(head) = self.head_at(seq) else { return };
-        while self.freed.position.seq < seq
-            && let Some(queued) = self.records.pop_front()
-        {
-            self.forget(&queued.record);
-            self.freed.position.seq = queued.record.seq;
-        }
+    /// Everything up to `seq` is stored and was checked to be ours: its payloads go. To give back the memory of thousands takes
+    /// milliseconds, which nobody should wait for: it is the caller's to do, once it holds no lock.
+    pub(crate) fn free_to(&mut self, seq: Seq) -> Freed {
+        let (Some(head), Some(last)) = (self.head_at(seq), self.index(seq)) else { return Freed::default() };
+        let freed: Vec<Queued> = self.records.drain(..=last).collect();
+        freed.iter().for_each(|queued| self.forget(&queued.record));
         self.freed = head;
+        Freed { _records: freed }
     }
 
     /// Forgets what the payloads in memory up to `seq` are, as if their buffers had been used for something else. Only

@@ -55,7 +55,7 @@ proptest! {
                 }
                 Step::Free(n) => {
                     let n = n.min(model.len() as u64);
-                    queue.free_to(Seq(freed + n));
+                    drop(queue.free_to(Seq(freed + n)));
                     model.drain(..n as usize);
                     freed += n;
                 }
@@ -89,7 +89,7 @@ proptest! {
             prop_assert_eq!(in_memory + spooled, payload);
             prop_assert!(queue.head_at(Seq(freed + model.len() as u64 + 1)).is_none());
         }
-        queue.free_to(queue.last_seq());
+        drop(queue.free_to(queue.last_seq()));
         prop_assert_eq!((queue.memory().0, queue.spool().0), (0, 0));
     }
 }

@@ -141,7 +141,7 @@ async fn agree(shared: &Shared, life: u64, head: &LogHead) -> Result<(), Session
             match core.stored(head.position.seq, head.digest) {
                 // Careless: the log knows best.
                 Err(StoredMismatch::Unknown) if !shared.rules.hold(Rule::RevertedMemoryRefused) => core.follow(*head),
-                agreed => agreed.map_err(|mismatch| mismatch_end(mismatch, head))?,
+                agreed => drop(agreed.map_err(|mismatch| mismatch_end(mismatch, head))?),
             }
             core.went_on()
         };
@@ -243,7 +243,7 @@ async fn receive(shared: &Shared, life: u64, mut reader: FrameReader, credit: &w
 
 fn heard_stored(shared: &Shared, life: u64, stored: Stored) -> Result<(), SessionEnd> {
     let now = shared.now();
-    let lag = {
+    let (lag, freed) = {
         let mut core = shared.core();
         if core.life != life {
             return Err(SessionEnd::NewLife);
@@ -251,9 +251,10 @@ fn heard_stored(shared: &Shared, life: u64, stored: Stored) -> Result<(), Sessio
         let oldest = core.queue.oldest_time();
         let result = core.stored(stored.seq, stored.digest);
         let head = core.stored;
-        result.map_err(|mismatch| mismatch_end(mismatch, &head))?;
-        oldest.map(|time| now.since(time))
+        let freed = result.map_err(|mismatch| mismatch_end(mismatch, &head))?;
+        (oldest.map(|time| now.since(time)), freed)
     };
+    drop(freed);
     if let Some(lag) = lag {
         shared.metrics.replication_lag_seconds.record(lag.as_secs_f64());
     }

@@ -68,8 +68,8 @@ pub enum Threads {
     /// On those of the runtime, many connections on few. The export must not block.
     Shared,
     /// Each connection has one of its own, for an export that answers most requests at once and may block over it: nobody
-    /// is woken for such a request. One that has to wait goes on in the runtime, so what it waits for must not belong to
-    /// the thread it began on, as timers and sockets of tokio do.
+    /// is woken for such a request. One that has to wait may go on in the runtime, when its connection is cut off, so what it
+    /// waits for must not belong to the thread it began on, as timers and sockets of tokio do.
     Own {
         /// Called first on each.
         began: fn(),
