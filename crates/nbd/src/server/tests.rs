@@ -88,6 +88,8 @@ enum Fault {
     DropWrite(usize),
     /// Writes wait for a permit; the semaphore counts those that began.
     Gate { open: Arc<Semaphore>, begun: Arc<Semaphore> },
+    /// Writes block their thread until they are let through.
+    Block(Arc<Mutex<std::sync::mpsc::Receiver<()>>>),
     /// Reads are one byte short.
     ShortRead,
     /// Reads panic.
@@ -126,6 +128,7 @@ impl Export for Faulty {
                 begun.add_permits(1);
                 open.acquire().await.unwrap().forget();
             }
+            Fault::Block(gate) => gate.lock().unwrap().recv().unwrap(),
             _ => {}
         }
         self.inner.write(offset, data, fua).await
@@ -421,47 +424,12 @@ async fn a_write_in_flight_finishes_though_its_client_is_gone() {
     }
 }
 
-/// An export whose writes block their thread until they are let through.
-struct Blocking {
-    inner: MemoryExport,
-    gate: Mutex<std::sync::mpsc::Receiver<()>>,
-}
-
-#[async_trait]
-impl Export for Blocking {
-    fn size(&self) -> u64 {
-        SIZE
-    }
-    fn read_only(&self) -> bool {
-        false
-    }
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, Errno> {
-        self.inner.read(offset, len).await
-    }
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Errno> {
-        self.gate.lock().unwrap().recv().unwrap();
-        self.inner.write(offset, data, fua).await
-    }
-    async fn flush(&self) -> Result<(), Errno> {
-        self.inner.flush().await
-    }
-    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), Errno> {
-        self.inner.trim(offset, len, fua).await
-    }
-    async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
-        self.inner.write_zeroes(offset, len, flags).await
-    }
-    async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<BlockStatus>, Errno> {
-        self.inner.block_status(offset, len).await
-    }
-}
-
 /// The runtime has this one thread: what a connection blocks on a thread of its own takes nothing from it.
 #[tokio::test]
 async fn a_request_that_blocks_its_thread_holds_back_its_own_connection_only() {
     let [_, place] = places();
     let (let_through, gate) = std::sync::mpsc::channel();
-    let server = place.serve(Arc::new(Blocking { inner: MemoryExport::new(SIZE), gate: Mutex::new(gate) })).await;
+    let server = place.serve(faulty(Fault::Block(Arc::new(Mutex::new(gate))))).await;
     let (blocked, free) =
         (Client::connect(server.address(), "").await.unwrap(), Client::connect(server.address(), "").await.unwrap());
     let mut write = std::pin::pin!(blocked.write(0, Bytes::from(vec![1; 512]), false));
