@@ -59,41 +59,40 @@ const SAVING_DIVISOR: usize = 16;
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     level: Level,
+    /// What zstd writes into: a frame is kept until it is stored, in no more memory than it needs.
+    packed: Vec<u8>,
 }
 
 impl Compressor {
     /// A fresh compressor.
     pub fn new() -> Self {
         let zstd = zstd::bulk::Compressor::new(Level::Normal.zstd()).expect("level 1 exists in every zstd");
-        Self { zstd, level: Level::Normal }
+        Self { zstd, level: Level::Normal, packed: Vec::new() }
     }
 
     /// Compresses `plain`, or returns it raw when compressing saves less than 1/16.
     pub fn compress(&mut self, level: Level, plain: &[u8]) -> (Codec, Vec<u8>) {
         match self.try_zstd(level, plain) {
-            Some(packed) => (Codec::Zstd, packed),
-            None => {
-                let mut raw = Vec::with_capacity(plain.len() + TAG_ROOM);
-                raw.extend_from_slice(plain);
-                (Codec::Raw, raw)
-            }
+            Some(packed) => (Codec::Zstd, sealable(packed)),
+            None => (Codec::Raw, sealable(plain)),
         }
     }
 
-    /// `None` when the result would not pay: the buffer is only as long as what pays, and zstd stops at its end.
-    fn try_zstd(&mut self, level: Level, plain: &[u8]) -> Option<Vec<u8>> {
+    /// `None` when the result would not pay: zstd is given no more room than was ever needed, and stops at its end.
+    fn try_zstd(&mut self, level: Level, plain: &[u8]) -> Option<&[u8]> {
         if level != self.level {
             self.zstd.set_compression_level(level.zstd()).ok()?;
             self.level = level;
         }
         let pays = plain.len() - plain.len() / SAVING_DIVISOR - 1.min(plain.len());
-        let mut packed = Vec::with_capacity(pays + TAG_ROOM);
-        if self.zstd.compress_to_buffer(plain, &mut packed).is_err() {
+        self.packed.clear();
+        self.packed.reserve(pays);
+        if self.zstd.compress_to_buffer(plain, &mut self.packed).is_err() {
             // Stopped half-way, the context would refuse the next change of level.
             self.zstd.context_mut().reset(zstd::zstd_safe::ResetDirective::SessionOnly).ok()?;
             return None;
         }
-        (packed.len() <= pays && !packed.is_empty()).then_some(packed)
+        (self.packed.len() <= pays && !self.packed.is_empty()).then_some(&self.packed)
     }
 
     /// Compresses with LZ4, or returns `plain` raw when that saves less than 1/16.
@@ -105,6 +104,13 @@ impl Compressor {
             (Codec::Raw, plain.to_vec())
         }
     }
+}
+
+/// Bytes with room for the tag, in memory of just that size.
+fn sealable(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::with_capacity(bytes.len() + TAG_ROOM);
+    copy.extend_from_slice(bytes);
+    copy
 }
 
 impl Default for Compressor {

@@ -1,7 +1,7 @@
 //! Frames over a byte stream: reading with bounded memory and time, writing without copies.
 //!
-//! A reader grows its buffer only as bytes arrive, so a peer that announces a large frame and sends nothing holds next
-//! to no memory, and a frame once begun must arrive in time. Both ends survive being cancelled: a reader keeps what has
+//! A peer that announces a large frame and sends nothing holds next to no memory, for that of a large payload comes only as it is
+//! written ([`crate::payload`]), and a frame once begun must arrive in time. Both ends survive being cancelled: a reader keeps what has
 //! arrived, a writer sends the rest of a frame it has begun before anything else, so that frames never tear.
 
 use std::collections::VecDeque;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::TransportError;
 use crate::failure::stream_error;
+use crate::payload::{self, Payload, Payloads};
 use crate::revoked::{ASK_EVERY, Trust};
 
 /// Time for a frame once its first byte was read, counted while somebody waits in [`FrameReader::read`].
@@ -26,9 +27,6 @@ const CLOSE_SECONDS: u64 = 10;
 /// Bytes read ahead while waiting for a header: many small frames in one call, little to copy before a large one.
 const READ_AHEAD_BYTES: usize = 4 << 10;
 
-/// Memory given to a payload before any of it has arrived; doubled as it fills.
-const PAYLOAD_STEP_BYTES: usize = 2 << 20;
-
 /// Parts of a frame handed to the stream at once.
 const WRITE_PARTS_MAX: usize = 64;
 
@@ -37,10 +35,14 @@ pub struct FrameReader {
     stream: Box<dyn AsyncRead + Send + Unpin>,
     /// For messages.
     peer: String,
-    /// Bytes read and not yet returned. Never holds more than one payload and the read-ahead.
+    /// Bytes read and not yet returned. Never holds more than one small payload and the read-ahead.
     buffer: BytesMut,
     /// The header of the frame whose payload is being read.
     header: Option<FrameHeader>,
+    /// Its payload, if that is large.
+    large: Option<Payload>,
+    /// Memory of large payloads.
+    payloads: Payloads,
     /// What is left of the time for the frame begun.
     patience: Duration,
     /// What the connection rests on; nothing where no certificate was shown, as in memory.
@@ -50,7 +52,13 @@ pub struct FrameReader {
 impl FrameReader {
     pub(crate) fn new(stream: Box<dyn AsyncRead + Send + Unpin>, peer: String) -> Self {
         let patience = Duration::from_secs(FRAME_SECONDS);
-        Self { stream, peer, buffer: BytesMut::new(), header: None, patience, trust: None }
+        let (buffer, payloads) = (BytesMut::new(), Payloads::default());
+        Self { stream, peer, buffer, header: None, large: None, payloads, patience, trust: None }
+    }
+
+    /// From now on large payloads are read into this memory.
+    pub(crate) fn read_into(&mut self, payloads: Payloads) {
+        self.payloads = payloads;
     }
 
     /// From now on nothing is read once the trust has lapsed.
@@ -72,26 +80,49 @@ impl FrameReader {
         }
     }
 
-    /// A frame that is wholly in the buffer.
+    /// A frame that has wholly come.
     fn take_frame(&mut self) -> Result<Option<Frame>, TransportError> {
         let protocol = |peer: &str, source| TransportError::Protocol { peer: peer.to_owned(), source };
-        if self.header.is_none() {
-            let Some(bytes) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
-            let header = FrameHeader::parse(bytes).map_err(|e| protocol(&self.peer, e))?;
-            self.buffer.advance(FRAME_HEADER_BYTES);
-            self.header = Some(header);
-        }
-        let Some(header) = self.header.filter(|h| self.buffer.len() >= h.payload_bytes as usize) else {
-            return Ok(None);
+        let header = match self.header {
+            Some(header) => header,
+            None => {
+                let Some(bytes) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
+                let header = FrameHeader::parse(bytes).map_err(|e| protocol(&self.peer, e))?;
+                self.buffer.advance(FRAME_HEADER_BYTES);
+                self.begin_payload(header)?;
+                header
+            }
         };
-        let payload = self.buffer.split_to(header.payload_bytes as usize).freeze();
+        let Some(payload) = self.take_payload(header) else { return Ok(None) };
         self.header = None;
         self.patience = Duration::from_secs(FRAME_SECONDS);
         header.check(&payload).map_err(|e| protocol(&self.peer, e))?;
         Frame::decode(header.kind, payload).map(Some).map_err(|e| protocol(&self.peer, e))
     }
 
-    /// Bytes that the frame in the buffer still lacks, or that may be read ahead.
+    /// A header was read: a large payload gets memory of its own, with what of it came behind the header.
+    fn begin_payload(&mut self, header: FrameHeader) -> Result<(), TransportError> {
+        self.header = Some(header);
+        let len = header.payload_bytes as usize;
+        if len >= payload::BYTES_MIN {
+            let begun = self.payloads.begin(len);
+            let mut large = begun.map_err(|source| TransportError::Closed { peer: self.peer.clone(), source })?;
+            large.put(&self.buffer.split_to(self.buffer.len().min(len)));
+            self.large = Some(large);
+        }
+        Ok(())
+    }
+
+    /// The payload behind the header, if all of it has come.
+    fn take_payload(&mut self, header: FrameHeader) -> Option<Bytes> {
+        if self.large.is_some() {
+            return self.large.take_if(|large| large.is_whole()).map(Payload::freeze);
+        }
+        let len = header.payload_bytes as usize;
+        (self.buffer.len() >= len).then(|| self.buffer.split_to(len).freeze())
+    }
+
+    /// Bytes that the small payload in the buffer still lacks, or that may be read ahead.
     fn wanted(&self) -> usize {
         match self.header {
             Some(header) => header.payload_bytes as usize - self.buffer.len(),
@@ -99,14 +130,12 @@ impl FrameReader {
         }
     }
 
-    /// Space for what comes next. A payload gets one buffer of its own size, in steps when it is large.
+    /// Space in the buffer for what comes next. A payload gets one buffer of its own size.
     fn make_room(&mut self) {
-        let (len, room) = (self.buffer.len(), self.buffer.capacity() - self.buffer.len());
+        let room = self.buffer.capacity() - self.buffer.len();
         let capacity = match self.header {
             None if room < FRAME_HEADER_BYTES => READ_AHEAD_BYTES,
-            Some(header) if room == 0 || (room < self.wanted() && self.buffer.capacity() < PAYLOAD_STEP_BYTES) => {
-                (header.payload_bytes as usize).min((2 * len).max(PAYLOAD_STEP_BYTES))
-            }
+            Some(header) if self.large.is_none() && room < self.wanted() => header.payload_bytes as usize,
             _ => return,
         };
         let mut larger = BytesMut::with_capacity(capacity);
@@ -131,16 +160,16 @@ impl FrameReader {
 
     /// Reads once from the stream, never past the payload being read.
     async fn fill_once(&mut self) -> Result<(), TransportError> {
-        let limit = self.wanted().min(self.buffer.capacity() - self.buffer.len());
         let begun = self.header.is_some() || !self.buffer.is_empty();
+        let room = self.wanted().min(self.buffer.capacity() - self.buffer.len());
+        let read = read_once(&mut self.stream, &mut self.buffer, room, self.large.as_mut());
         let count = if begun {
             let waiting = Waiting { since: Instant::now(), left: &mut self.patience };
-            let mut target = (&mut self.buffer).limit(limit);
-            tokio::time::timeout(*waiting.left, self.stream.read_buf(&mut target))
+            tokio::time::timeout(*waiting.left, read)
                 .await
                 .map_err(|_| TransportError::Timeout { peer: self.peer.clone(), seconds: FRAME_SECONDS })?
         } else {
-            self.stream.read_buf(&mut (&mut self.buffer).limit(limit)).await
+            read.await
         };
         match count {
             Ok(0) if begun => Err(self.closed(io::ErrorKind::UnexpectedEof, "it ended in the middle of a frame")),
@@ -153,12 +182,25 @@ impl FrameReader {
     /// Bytes of memory held for what has not arrived.
     #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.buffer.capacity()
+        self.buffer.capacity() + self.large.as_ref().map_or(0, Payload::filled)
     }
 
     fn closed(&self, kind: io::ErrorKind, why: &str) -> TransportError {
         TransportError::Closed { peer: self.peer.clone(), source: io::Error::new(kind, why) }
     }
+}
+
+/// Reads once into the large payload, or `room` bytes at most into the buffer. Cancelled, it has read nothing.
+async fn read_once(
+    stream: &mut (dyn AsyncRead + Send + Unpin),
+    buffer: &mut BytesMut,
+    room: usize,
+    large: Option<&mut Payload>,
+) -> io::Result<usize> {
+    let Some(large) = large else { return stream.read_buf(&mut buffer.limit(room)).await };
+    let count = stream.read(large.missing()).await?;
+    large.advance(count);
+    Ok(count)
 }
 
 /// Takes the time waited off what is left, also when the wait is cancelled.

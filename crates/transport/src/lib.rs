@@ -13,6 +13,7 @@ mod frame;
 mod listener;
 mod nbd;
 mod path;
+mod payload;
 mod quic;
 mod revoked;
 mod tls;

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::connection::{check_alpn, prepare};
 use crate::failure::connect_error;
 use crate::path::widen_receiver;
+use crate::payload::Payloads;
 use crate::{Connection, Identity, Role, TransportError, TransportKind, quic};
 
 /// Authenticated connections that wait for [`Listener::accept`] beside those that hold a place.
@@ -57,6 +58,8 @@ pub struct Listener {
     address: SocketAddr,
     ready: mpsc::Receiver<Connection>,
     door: Arc<Door>,
+    /// Memory of large payloads, for all connections together.
+    payloads: Payloads,
     /// Ends the carriers' tasks and all handshakes when the listener is dropped.
     _carriers: JoinSet<()>,
 }
@@ -93,7 +96,7 @@ impl Listener {
         if let Some(udp) = sockets.udp {
             carriers.spawn(accept_quic(udp, door.clone()));
         }
-        Ok(Self { address: sockets.address, ready, door, _carriers: carriers })
+        Ok(Self { address: sockets.address, ready, door, payloads: Payloads::default(), _carriers: carriers })
     }
 
     /// Where it listens.
@@ -109,7 +112,10 @@ impl Listener {
 
     /// The next authenticated connection. Failed handshakes are logged and counted, never returned. Cancel-safe.
     pub async fn accept(&mut self) -> Connection {
-        self.ready.recv().await.expect("the listener holds a sender itself, so the channel stays open")
+        let connection = self.ready.recv().await;
+        let mut connection = connection.expect("the listener holds a sender itself, so the channel stays open");
+        connection.reader.read_into(self.payloads.clone());
+        connection
     }
 }
 
