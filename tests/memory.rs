@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use format::wire::{Frame, Hello, Start, credit_cost};
+use futures::future::Either;
 use model::{
     DiskChange, DiskId, DiskName, DrainCause, Extent, Incarnation, LogHead, Mark, MarkKind, Record, RecordBody, Seq,
     Timestamp,
@@ -249,7 +250,7 @@ fn process_server_stays_within_its_bound(load: Load) {
 }
 
 /// The most memory of an agent whose client writes at full speed while there is no process server.
-fn peak_of_an_agent(queue_bytes: &'static str) -> u64 {
+fn peak_of_an_agent(queue_bytes: &'static str, load: Load) -> u64 {
     let mut seed = Seed::from_environment(31);
     let site = Site::new(SiteOptions { queue_bytes, spool_bytes: "64MiB", ..SiteOptions::default() });
     let server = site.start(&["process-server"]);
@@ -263,11 +264,15 @@ fn peak_of_an_agent(queue_bytes: &'static str) -> u64 {
         let give_up = std::time::Instant::now() + PATIENCE;
         while !bitmap() {
             assert!(std::time::Instant::now() < give_up, "the agent's memory has no end");
-            let writes = (0..256).map(|_| {
-                let page: Vec<u8> = (0..8192).flat_map(|_| seed.next().to_le_bytes()).collect();
-                client.write(seed.below(1024) * 65536, page.into(), false)
+            let requests = (0..256).map(|_| {
+                let place = seed.below(1024) * 65536;
+                let mut page = || (0..8192).flat_map(|_| seed.next().to_le_bytes()).collect::<Vec<u8>>();
+                match load {
+                    Load::Pages => Either::Left(client.write(place, page().into(), false)),
+                    Load::Zeros => Either::Right(client.write_zeroes(place, 512, false)),
+                }
             });
-            futures::future::try_join_all(writes.collect::<Vec<_>>()).await.expect("a source write never fails");
+            futures::future::try_join_all(requests.collect::<Vec<_>>()).await.expect("a source write never fails");
         }
     });
     let peak = agent.peak_bytes();
@@ -278,9 +283,19 @@ fn peak_of_an_agent(queue_bytes: &'static str) -> u64 {
 #[test]
 fn an_agent_stays_within_its_bound_when_its_queue_and_spool_are_full() {
     let (bound, larger) = (agent_bound(64 * MIB), agent_bound(256 * MIB));
-    let peak = peak_of_an_agent("64MiB");
+    let peak = peak_of_an_agent("64MiB", Load::Pages);
     assert!(peak < bound, "{} MiB of {} MiB", peak / MIB, bound / MIB);
-    let control = peak_of_an_agent("256MiB");
+    let control = peak_of_an_agent("256MiB", Load::Pages);
+    assert!(control > bound, "a larger queue takes more: {} MiB", control / MIB);
+    assert!(control < larger, "{} MiB of {} MiB", control / MIB, larger / MIB);
+}
+
+#[test]
+fn an_agent_stays_within_its_bound_under_records_without_payload() {
+    let (bound, larger) = (agent_bound(8 * MIB), agent_bound(192 * MIB));
+    let peak = peak_of_an_agent("8MiB", Load::Zeros);
+    assert!(peak < bound, "{} MiB of {} MiB", peak / MIB, bound / MIB);
+    let control = peak_of_an_agent("192MiB", Load::Zeros);
     assert!(control > bound, "a larger queue takes more: {} MiB", control / MIB);
     assert!(control < larger, "{} MiB of {} MiB", control / MIB, larger / MIB);
 }

@@ -55,6 +55,9 @@ pub(crate) struct Queue {
     freed: LogHead,
     memory_bytes: u64,
     memory_max: u64,
+    /// Numbers and bytes of the payloads in memory, so that nobody looks for them among the records: there may be very many
+    /// that have none, or have it in the spool.
+    in_memory: VecDeque<(Seq, u64)>,
     space: SpoolSpace,
 }
 
@@ -68,8 +71,8 @@ fn payload_bytes(record: &Record<Payload>) -> u64 {
 impl Queue {
     /// An empty queue behind `freed`.
     pub(crate) fn new(incarnation: Incarnation, freed: LogHead, memory_max: u64, spool_max: u64) -> Self {
-        let space = SpoolSpace::new(spool_max);
-        Queue { records: VecDeque::new(), incarnation, freed, memory_bytes: 0, memory_max, space }
+        let (records, in_memory, space) = (VecDeque::new(), VecDeque::new(), SpoolSpace::new(spool_max));
+        Queue { records, incarnation, freed, memory_bytes: 0, memory_max, in_memory, space }
     }
 
     /// Whether so many records with this payload in all fit into memory now, and room is left for the beginning and the end
@@ -104,6 +107,9 @@ impl Queue {
     pub(crate) fn push(&mut self, record: Record<Payload>, digest: RecordDigest) {
         debug_assert_eq!(record.seq, self.last_seq().next(), "numbers have no gaps");
         self.memory_bytes += payload_bytes(&record) + RECORD_OVERHEAD_BYTES;
+        if let RecordBody::Write { extent, .. } = &record.body {
+            self.in_memory.push_back((record.seq, extent.len()));
+        }
         let before = self.records.back().map_or(self.freed.map_version, |queued| queued.map_version_max);
         let map_version_max = before.max(record.map_version);
         self.records.push_back(Queued { record, digest, map_version_max });
@@ -136,6 +142,7 @@ impl Queue {
         let (Some(head), Some(last)) = (self.head_at(seq), self.index(seq)) else { return Freed::default() };
         let freed: Vec<Queued> = self.records.drain(..=last).collect();
         freed.iter().for_each(|queued| self.forget(&queued.record));
+        self.in_memory.drain(..self.in_memory_up_to(seq));
         self.freed = head;
         Freed { _records: freed }
     }
@@ -165,6 +172,7 @@ impl Queue {
         for queued in std::mem::take(&mut self.records) {
             self.forget(&queued.record);
         }
+        self.in_memory.clear();
         self.incarnation = incarnation;
         self.freed = freed;
     }
@@ -194,17 +202,20 @@ impl Queue {
     /// Payloads to move to the spool, about `batch_bytes` of them, with the run of the file they go to: the oldest that
     /// are not about to be sent, then, if that is not enough, the oldest at all. Empty if the spool has no room.
     pub(crate) fn take_for_spool(&mut self, sent: Seq, keep_bytes: u64, batch_bytes: u64) -> Option<SpoolBatch> {
+        if self.space.used() >= self.space.max() {
+            return None;
+        }
         let from = self.behind_send_window(sent, keep_bytes);
         let (mut batch, mut file_bytes) = (Vec::new(), 0);
-        for index in (from..self.records.len()).chain(0..from) {
-            let record = &self.records[index].record;
-            let RecordBody::Write { data: Payload::Memory(data), .. } = &record.body else { continue };
+        for &(seq, _) in self.in_memory.range(from..).chain(self.in_memory.range(..from)) {
+            let body = &self.records[self.index(seq).expect("it is queued")].record.body;
+            let RecordBody::Write { data: Payload::Memory(data), .. } = body else { unreachable!("it is in memory") };
             let bytes = slot_bytes(data.len());
             if !batch.is_empty() && file_bytes + bytes > batch_bytes {
                 break;
             }
             file_bytes += bytes;
-            batch.push((record.seq, data.clone()));
+            batch.push((seq, data.clone()));
         }
         while let Some((_, last)) = batch.last() {
             if let Some(run) = self.space.take(file_bytes) {
@@ -216,12 +227,18 @@ impl Queue {
         None
     }
 
+    /// How many of the payloads in memory belong to records up to `seq`.
+    fn in_memory_up_to(&self, seq: Seq) -> usize {
+        self.in_memory.partition_point(|(at, _)| *at <= seq)
+    }
+
+    /// The first of the payloads in memory behind those that were sent and `keep_bytes` that are next.
     fn behind_send_window(&self, sent: Seq, keep_bytes: u64) -> usize {
-        let first = self.index(sent.next()).unwrap_or(self.records.len());
-        let mut bytes = 0;
-        let window = self.records.range(first..).take_while(|queued| {
-            bytes += payload_bytes(&queued.record);
-            bytes <= keep_bytes
+        let first = self.in_memory_up_to(sent);
+        let mut kept = 0;
+        let window = self.in_memory.range(first..).take_while(|(_, bytes)| {
+            kept += bytes;
+            kept <= keep_bytes
         });
         first + window.count()
     }
@@ -237,6 +254,23 @@ impl Queue {
                 }
                 _ => self.space.give_back(slot.extent),
             }
+        }
+        if batch.incarnation == self.incarnation {
+            self.leave_memory(&batch.payloads);
+        }
+    }
+
+    /// Takes payloads off those in memory: runs of neighbours, so that whatever lies around them moves once.
+    fn leave_memory(&mut self, mut payloads: &[(Seq, Bytes)]) {
+        while let Some((first, _)) = payloads.first() {
+            let Ok(at) = self.in_memory.binary_search_by_key(first, |(seq, _)| *seq) else {
+                // It was freed meanwhile.
+                payloads = &payloads[1..];
+                continue;
+            };
+            let neighbours = self.in_memory.range(at..).zip(payloads).take_while(|((a, _), (b, _))| a == b).count();
+            self.in_memory.drain(at..at + neighbours);
+            payloads = &payloads[neighbours..];
         }
     }
 

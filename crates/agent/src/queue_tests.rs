@@ -25,7 +25,8 @@ fn digest(seq: u64) -> RecordDigest {
 enum Step {
     Push(u64),
     Free(u64),
-    Spool(u64, bool),
+    Spool(u64),
+    Spooled(bool),
     Batch(u64, u64),
     Restart,
 }
@@ -34,7 +35,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0u64..9).prop_map(Step::Push),
         2 => (0u64..6).prop_map(Step::Free),
-        3 => (0u64..9, any::<bool>()).prop_map(|(keep, ok)| Step::Spool(keep, ok)),
+        3 => (0u64..9).prop_map(Step::Spool),
+        3 => any::<bool>().prop_map(Step::Spooled),
         2 => (0u64..9, 0u64..9).prop_map(|(sent, credit)| Step::Batch(sent, credit)),
         1 => Just(Step::Restart),
     ]
@@ -46,6 +48,7 @@ proptest! {
     fn keeps_what_is_not_stored_and_counts_it(steps in proptest::collection::vec(step(), 1..150)) {
         let mut queue = Queue::new(LIFE, LogHead::default(), 1 << 30, 64 * 512);
         let (mut freed, mut model): (u64, Vec<u64>) = (0, Vec::new());
+        let (mut life, mut written) = (LIFE, None);
         for step in steps {
             match step {
                 Step::Push(sectors) => {
@@ -59,7 +62,11 @@ proptest! {
                     model.drain(..n as usize);
                     freed += n;
                 }
-                Step::Spool(keep, ok) => if let Some(batch) = queue.take_for_spool(Seq(freed), keep * 512, 8 * 512) {
+                Step::Spool(keep) if written.is_none() => {
+                    written = queue.take_for_spool(Seq(freed), keep * 512, 8 * 512);
+                }
+                Step::Spool(_) => {}
+                Step::Spooled(ok) => if let Some(batch) = written.take() {
                     if ok { queue.spooled(&batch) } else { queue.spool_failed(&batch) }
                 },
                 Step::Batch(sent, credit) => {
@@ -73,8 +80,9 @@ proptest! {
                 }
                 Step::Restart => {
                     freed += 100;
-                    let position = Position { incarnation: LIFE, seq: Seq(freed) };
-                    queue.restart(LIFE, LogHead { position, ..LogHead::default() });
+                    life.0[0] += 1;
+                    let position = Position { incarnation: life, seq: Seq(freed) };
+                    queue.restart(life, LogHead { position, ..LogHead::default() });
                     model.clear();
                 }
             }
@@ -87,7 +95,15 @@ proptest! {
                 _ => 0,
             }).sum();
             prop_assert_eq!(in_memory + spooled, payload);
+            let looked_for = queue.records.iter().filter_map(|q| match &q.record.body {
+                RecordBody::Write { extent, data: Payload::Memory(_), .. } => Some((q.record.seq, extent.len())),
+                _ => None,
+            });
+            prop_assert!(looked_for.eq(queue.in_memory.iter().copied()));
             prop_assert!(queue.head_at(Seq(freed + model.len() as u64 + 1)).is_none());
+        }
+        if let Some(batch) = written.take() {
+            queue.spooled(&batch);
         }
         drop(queue.free_to(queue.last_seq()));
         prop_assert_eq!((queue.memory().0, queue.spool().0), (0, 0));
