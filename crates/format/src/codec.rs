@@ -127,28 +127,42 @@ thread_local! {
 /// Restores exactly `plain_len` bytes; anything else is an error. `plain_len` is bounded by the caller, and no more is
 /// allocated than it says. Errors: `Invalid`.
 pub fn decompress(codec: Codec, packed: &[u8], plain_len: usize) -> Result<Vec<u8>, FormatError> {
-    let plain = match codec {
-        Codec::Raw if packed.len() == plain_len => Some(packed.to_vec()),
-        Codec::Raw => None,
-        Codec::Zstd => unpack_zstd(packed, plain_len),
-        Codec::Lz4 => {
-            let mut plain = vec![0; plain_len];
-            let unpacked = lz4_flex::block::decompress_into(packed, &mut plain).ok();
-            unpacked.filter(|&len| len == plain_len).map(|_| plain)
-        }
-    };
-    plain.ok_or(FormatError::Invalid { what: "compressed frame (it does not unpack to its stated length)" })
+    decompress_into(codec, packed, plain_len, Vec::new())
 }
 
-fn unpack_zstd(packed: &[u8], plain_len: usize) -> Option<Vec<u8>> {
+/// The same into this memory, whose contents go.
+pub(crate) fn decompress_into(
+    codec: Codec,
+    packed: &[u8],
+    plain_len: usize,
+    mut plain: Vec<u8>,
+) -> Result<Vec<u8>, FormatError> {
+    plain.clear();
+    plain.reserve_exact(plain_len);
+    match codec {
+        Codec::Raw => plain.extend_from_slice(packed.get(..plain_len).unwrap_or_default()),
+        Codec::Zstd => unpack_zstd(packed, &mut plain)?,
+        Codec::Lz4 => {
+            plain.resize(plain_len, 0);
+            let unpacked = lz4_flex::block::decompress_into(packed, &mut plain).map_err(|_| UNPACKED)?;
+            plain.truncate(unpacked);
+        }
+    }
+    let whole = plain.len() == plain_len && (codec != Codec::Raw || packed.len() == plain_len);
+    if whole { Ok(plain) } else { Err(UNPACKED) }
+}
+
+const UNPACKED: FormatError =
+    FormatError::Invalid { what: "compressed frame (it does not unpack to its stated length)" };
+
+fn unpack_zstd(packed: &[u8], plain: &mut Vec<u8>) -> Result<(), FormatError> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let context = match slot {
             Some(context) => context,
-            None => slot.insert(zstd::bulk::Decompressor::new().ok()?),
+            None => slot.insert(zstd::bulk::Decompressor::new().map_err(|_| UNPACKED)?),
         };
-        let mut plain = Vec::with_capacity(plain_len);
-        context.decompress_to_buffer(packed, &mut plain).ok()?;
-        (plain.len() == plain_len).then_some(plain)
+        context.decompress_to_buffer(packed, plain).map_err(|_| UNPACKED)?;
+        Ok(())
     })
 }
 

@@ -182,8 +182,10 @@ async fn fold(
         for window in range.split_at_multiples(WINDOW_BYTES) {
             for data in disk.data_extents_in(window).await? {
                 for part in data.split_at_multiples(PART_BYTES) {
-                    take(part.offset(), &disk.read(part).await?);
-                    read_bytes += part.len();
+                    for (offset, bytes) in disk.pieces(part).await? {
+                        take(offset, &bytes);
+                        read_bytes += bytes.len() as u64;
+                    }
                 }
             }
         }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use format::FormatError;
 use format::keys::Keys;
 use format::map::{Tag, tag};
 use format::object::{HEADER_BYTES, LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
@@ -29,7 +30,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use store::{LogPosition, Store};
 use tokio::sync::Semaphore;
 
-use super::{RecoverError, Sealed, Source};
+use super::{RecoverError, Sealed, Source, plain};
 use crate::packs::Packs;
 use crate::segments;
 use crate::stages::{Stage, Stages};
@@ -344,8 +345,8 @@ impl Frames {
                 let sealed = cut(&cached, start, &wanted.range);
                 // A hole in a sparse file: no need to try.
                 let hole = sealed.iter().take(HOLE_BYTES).all(|byte| *byte == 0);
-                match if hole { None } else { opener.open(&wanted.frame, &sealed).ok() } {
-                    Some(plain) => opened.push((wanted.frame.number, Bytes::from(plain))),
+                match if hole { None } else { open(&opener, &wanted.frame, &sealed).ok() } {
+                    Some(plain) => opened.push((wanted.frame.number, plain)),
                     None => missed.push(wanted),
                 }
             }
@@ -370,9 +371,9 @@ impl Frames {
                 }
                 let opening = self.stages.at(Stage::Open);
                 for wanted in turn {
-                    let plain = opener.open(&wanted.frame, &cut(&bytes, range.start, &wanted.range));
+                    let plain = open(&opener, &wanted.frame, &cut(&bytes, range.start, &wanted.range));
                     let plain = plain.map_err(|source| RecoverError::damaged(path.to_owned(), source))?;
-                    opened.push((wanted.frame.number, Bytes::from(plain)));
+                    opened.push((wanted.frame.number, plain));
                 }
                 opening.moved(turn.iter().map(|wanted| u64::from(wanted.frame.plain_bytes)).sum());
             }
@@ -444,6 +445,11 @@ impl Frames {
         };
         Ok(Located { layout, pack: None, whole })
     }
+}
+
+/// Opens a frame into memory that is used again.
+fn open(opener: &FrameOpener, frame: &FrameInfo, sealed: &[u8]) -> Result<Bytes, FormatError> {
+    opener.open_into(frame, sealed, plain::take(frame.plain_bytes as usize)).map(plain::share)
 }
 
 /// A frame that is asked for, and where it lies in its object.

@@ -14,6 +14,7 @@ mod history;
 mod hold;
 mod map;
 mod overlay;
+mod plain;
 mod point;
 mod progress;
 mod records;

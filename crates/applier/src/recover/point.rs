@@ -226,6 +226,15 @@ impl PointDisk {
         }
     }
 
+    /// What `extent` holds but zeros: offsets and bytes, in order, out of the frames they lie in. Errors: as of `read`.
+    pub(crate) async fn pieces(&self, extent: Extent) -> Result<Vec<(u64, Bytes)>, RecoverError> {
+        let view = self.view();
+        match view.pieces(extent).await {
+            Err(error) if error.is_missing() => self.renewed(&view, error).await?.pieces(extent).await,
+            pieces => pieces,
+        }
+    }
+
     /// Brings what these ranges read from into the caches; returns how many plain bytes that was. Errors: as of `read`, except
     /// that the position is not opened again.
     pub(super) async fn prefetch(&self, ranges: &[Extent]) -> Result<u64, RecoverError> {
@@ -284,15 +293,36 @@ impl View {
         }
         let mut bytes = BytesMut::zeroed(extent.len() as usize);
         for part in runs.chunks(READ_FRAMES_MAX) {
-            let plain = frames.all(part.iter().map(|(_, source)| *source)).await?;
-            for (run, source) in part {
-                if let Some(data) = piece_of(frames, &plain, *run, *source)? {
-                    let at = (run.offset() - extent.offset()) as usize;
-                    bytes[at..at + data.len()].copy_from_slice(&data);
-                }
+            for (offset, data) in self.pieces_of(part).await? {
+                let at = (offset - extent.offset()) as usize;
+                bytes[at..at + data.len()].copy_from_slice(&data);
             }
         }
         Ok(bytes.freeze())
+    }
+
+    async fn pieces(&self, extent: Extent) -> Result<Vec<(u64, Bytes)>, RecoverError> {
+        let runs = self.runs_in(extent).await?;
+        if runs.len() <= READ_FRAMES_MAX {
+            return self.pieces_of(&runs).await;
+        }
+        // A piece holds its frame: of very many they are copied, so that no more frames are held than for a read.
+        let mut pieces = Vec::with_capacity(runs.len());
+        for part in runs.chunks(READ_FRAMES_MAX) {
+            let few = self.pieces_of(part).await?;
+            pieces.extend(few.into_iter().map(|(offset, data)| (offset, Bytes::copy_from_slice(&data))));
+        }
+        Ok(pieces)
+    }
+
+    /// The bytes of runs, but for zeros.
+    async fn pieces_of(&self, runs: &[(Extent, Source)]) -> Result<Vec<(u64, Bytes)>, RecoverError> {
+        let frames = &self.base.frames;
+        let plain = frames.all(runs.iter().map(|(_, source)| *source)).await?;
+        let piece = |(run, source): &(Extent, Source)| {
+            piece_of(frames, &plain, *run, *source).map(|data| data.map(|data| (run.offset(), data))).transpose()
+        };
+        runs.iter().filter_map(piece).collect()
     }
 
     /// What a range reads as, in order; what is in no run was never written.

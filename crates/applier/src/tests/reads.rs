@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use disk::ImageFormat;
 use format::trace::ReadTrace;
-use model::{DiskChange, DiskName, Extent, Seq};
+use model::{DiskChange, DiskName, Extent, RecordBody, Seq};
 use nbd::Export;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
@@ -345,6 +345,34 @@ async fn a_reader_in_order_does_not_wait_for_each_read() {
     let (gets_with, _) = counting.take();
     assert!(with * 3 < without, "{with:?} with, {without:?} without");
     assert!(gets_with * 3 < gets_without, "{gets_with} GETs with, {gets_without} without");
+}
+
+/// The pieces of a range, few or very many, are what a read of it gives.
+#[tokio::test]
+async fn pieces_are_what_a_read_gives_but_zeros() {
+    let (_, mut log) = written(12).await;
+    log.push(RecordBody::Zero {
+        disk: name::<DiskName>("root").id(),
+        extent: Extent::new(8192, 4096).expect("sectors"),
+    });
+    log.commit().await;
+    let disk = root(&last(&log, None).await).await;
+    let whole = Extent::new(0, DISK_BYTES).expect("sectors");
+    let (mut few, mut many) = (0, 0);
+    for part in [DISK_BYTES, 256 << 10].into_iter().flat_map(|bytes| whole.split_at_multiples(bytes)) {
+        let read = disk.read(part).await.expect("read");
+        let pieces = disk.pieces(part).await.expect("pieces");
+        let mut laid = vec![0; part.len() as usize];
+        for (offset, bytes) in &pieces {
+            let at = (offset - part.offset()) as usize;
+            laid[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        assert!(laid == read, "{part} differs");
+        let bytes: u64 = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        assert_eq!(bytes, part.len() - if part.offset() == 0 { 4096 } else { 0 }, "zeros are no piece");
+        *if pieces.len() > 256 { &mut many } else { &mut few } += 1;
+    }
+    assert_eq!((many, few), (1, 8), "both ways were taken");
 }
 
 #[tokio::test(start_paused = true)]

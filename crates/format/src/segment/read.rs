@@ -5,7 +5,7 @@ use std::ops::Range;
 use model::{RecordDigest, RecordDigester};
 
 use super::{FrameInfo, TABLE_PLAIN_BYTES_MAX, TABLE_VERSIONS, Table, validate};
-use crate::codec::decompress;
+use crate::codec::decompress_into;
 use crate::keys::Keys;
 use crate::object::{FRAME_PLAIN_BYTES_MAX, HEADER_BYTES, ObjectHeader, ObjectId, ObjectKind, Place};
 use crate::seal::{FrameName, ObjectCipher, Role, TABLE_NUMBER};
@@ -61,6 +61,11 @@ impl FrameOpener {
 
     /// Opens one frame to its plaintext. Errors: `Invalid`, `Authentication`.
     pub fn open(&self, frame: &FrameInfo, sealed: &[u8]) -> Result<Vec<u8>, FormatError> {
+        self.open_into(frame, sealed, Vec::new())
+    }
+
+    /// The same into this memory if the frame is compressed; its contents go.
+    pub fn open_into(&self, frame: &FrameInfo, sealed: &[u8], memory: Vec<u8>) -> Result<Vec<u8>, FormatError> {
         if sealed.len() != frame.sealed_bytes as usize {
             return Err(FormatError::Invalid { what: "frame (its length differs from the table)" });
         }
@@ -74,7 +79,7 @@ impl FrameOpener {
         if codec == Codec::Raw && packed.len() == plain_bytes {
             return Ok(packed);
         }
-        decompress(codec, &packed, plain_bytes)
+        decompress_into(codec, &packed, plain_bytes, memory)
     }
 }
 
