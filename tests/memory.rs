@@ -282,20 +282,20 @@ fn peak_of_an_agent(queue_bytes: &'static str, load: Load) -> u64 {
 
 #[test]
 fn an_agent_stays_within_its_bound_when_its_queue_and_spool_are_full() {
-    let (bound, larger) = (agent_bound(64 * MIB), agent_bound(256 * MIB));
-    let peak = peak_of_an_agent("64MiB", Load::Pages);
-    assert!(peak < bound, "{} MiB of {} MiB", peak / MIB, bound / MIB);
-    let control = peak_of_an_agent("256MiB", Load::Pages);
-    assert!(control > bound, "a larger queue takes more: {} MiB", control / MIB);
-    assert!(control < larger, "{} MiB of {} MiB", control / MIB, larger / MIB);
+    agent_stays_within_its_bound(("64MiB", 64 * MIB), ("256MiB", 256 * MIB), Load::Pages);
 }
 
 #[test]
 fn an_agent_stays_within_its_bound_under_records_without_payload() {
-    let (bound, larger) = (agent_bound(8 * MIB), agent_bound(192 * MIB));
-    let peak = peak_of_an_agent("8MiB", Load::Zeros);
+    agent_stays_within_its_bound(("8MiB", 8 * MIB), ("192MiB", 192 * MIB), Load::Zeros);
+}
+
+/// With a queue of the first size, and with one of the second, as a control.
+fn agent_stays_within_its_bound(small: (&'static str, u64), large: (&'static str, u64), load: Load) {
+    let (bound, larger) = (agent_bound(small.1), agent_bound(large.1));
+    let peak = peak_of_an_agent(small.0, load);
     assert!(peak < bound, "{} MiB of {} MiB", peak / MIB, bound / MIB);
-    let control = peak_of_an_agent("192MiB", Load::Zeros);
+    let control = peak_of_an_agent(large.0, load);
     assert!(control > bound, "a larger queue takes more: {} MiB", control / MIB);
     assert!(control < larger, "{} MiB of {} MiB", control / MIB, larger / MIB);
 }
