@@ -152,7 +152,7 @@ struct ByBytes;
 
 impl Weighter<(u32, u32), Bytes> for ByBytes {
     fn weight(&self, _key: &(u32, u32), frame: &Bytes) -> u64 {
-        (frame.len() as u64).max(1)
+        (plain::held_bytes(frame.len()) as u64).max(1)
     }
 }
 

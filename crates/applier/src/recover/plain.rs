@@ -20,9 +20,19 @@ fn kept() -> MutexGuard<'static, Vec<Vec<u8>>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a frame of `len` bytes lies in such a buffer. A small one would hold far more than it is long.
+fn is_pooled(len: usize) -> bool {
+    (BUFFER_BYTES / 2..=BUFFER_BYTES).contains(&len)
+}
+
+/// What a frame of `len` bytes holds of memory, for caches that are bounded by it.
+pub(super) fn held_bytes(len: usize) -> usize {
+    if is_pooled(len) { BUFFER_BYTES } else { len }
+}
+
 /// Memory for a frame of `len` bytes. What it holds is to be overwritten.
 pub(super) fn take(len: usize) -> Vec<u8> {
-    if len > BUFFER_BYTES {
+    if !is_pooled(len) {
         return Vec::new();
     }
     let buffer = kept().pop();
@@ -31,7 +41,11 @@ pub(super) fn take(len: usize) -> Vec<u8> {
 
 /// A frame whose memory goes back when nobody reads it any more.
 pub(super) fn share(plain: Vec<u8>) -> Bytes {
-    if plain.capacity() == BUFFER_BYTES { Bytes::from_owner(Plain(plain)) } else { plain.into() }
+    if is_pooled(plain.len()) && plain.capacity() == BUFFER_BYTES {
+        Bytes::from_owner(Plain(plain))
+    } else {
+        plain.into()
+    }
 }
 
 struct Plain(Vec<u8>);
@@ -70,7 +84,19 @@ mod tests {
         assert!(others.iter().enumerate().all(|(n, other)| other[..] == vec![n as u8; BUFFER_BYTES]));
         drop(others);
         assert!(kept().len() <= KEPT_MAX);
-        assert_eq!(frame(7, 5)[..], [7; 5], "what a buffer held before is gone");
+        assert_eq!(frame(7, 40_000)[..], [7; 40_000], "what a buffer held before is gone");
         assert_eq!(frame(8, 3 << 20)[..], vec![8; 3 << 20], "a larger one is the allocator's");
+    }
+
+    #[test]
+    fn no_frame_holds_more_than_is_counted() {
+        for len in
+            [1, 512, 4096, BUFFER_BYTES / 2 - 1, BUFFER_BYTES / 2, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1]
+        {
+            let mut plain = take(len);
+            plain.clear();
+            plain.reserve_exact(len);
+            assert_eq!(plain.capacity(), held_bytes(len), "a frame of {len} bytes");
+        }
     }
 }
