@@ -7,6 +7,8 @@ mod adversaries;
 mod emulators;
 #[path = "../crates/store/tests/servers/mini_s3.rs"]
 mod mini_s3;
+#[path = "../crates/store/tests/common/ports.rs"]
+mod ports;
 #[path = "../crates/filesystem/tests/real/trees.rs"]
 mod trees;
 

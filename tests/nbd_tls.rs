@@ -2,7 +2,7 @@
 //!
 //! QEMU and libnbd verify the server by their own library (GnuTLS), the server verifies them; every refusal is judged by
 //! what the client or the server said, and by the disk, which stays as it was.
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use transport::Authority;
 use crate::harness::site::{assert_same, difference};
 use crate::harness::tools::{run, try_run};
 use crate::harness::{Proc, Seed, Site, SiteOptions, eventually};
+use crate::ports::free_port;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -85,10 +86,6 @@ impl TlsSite {
     fn agent_log(&self) -> String {
         std::fs::read_to_string(self.site.path("agent-db.log")).expect("the agent's log is read")
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 /// One export as real clients name it.

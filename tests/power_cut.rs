@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::harness::judge::wait;
 use crate::harness::tools::{run, try_run};
 use crate::harness::{PATIENCE, Proc, Seed, Site, SiteOptions, eventually};
 
@@ -589,13 +590,6 @@ fn restore(site: &Site, at: &str) -> Vec<(String, PathBuf)> {
         std::fs::remove_dir_all(&to).expect("restored files are removed");
     }
     site.restore("db", at, "restored")
-}
-
-fn wait(duration: Duration) {
-    let start = Instant::now();
-    while let Some(left) = duration.checked_sub(start.elapsed()) {
-        std::thread::park_timeout(left);
-    }
 }
 
 fn options() -> SiteOptions {

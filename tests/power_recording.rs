@@ -100,7 +100,7 @@ fn wait_flush(host: &Host) {
     let vouched = || host.running.iter().map(|device| device.vouched_for()).collect::<Vec<_>>();
     let (before, started) = (vouched(), Instant::now());
     while vouched() == before && started.elapsed() < Duration::from_secs(2) {
-        std::thread::park_timeout(Duration::from_micros(500));
+        wait(Duration::from_micros(500));
     }
 }
 

@@ -1,7 +1,6 @@
 //! One site in a temporary directory: made by `farshore init`, run by child processes, asked over its control sockets.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +11,7 @@ use nbd::ListenAddress;
 use serde_json::Value;
 
 use super::{Proc, eventually};
+use crate::ports::free_port;
 
 /// What a test may choose; everything else is as a user gets it.
 #[derive(Debug, Clone)]
@@ -349,10 +349,6 @@ pub fn difference(a: &Path, b: &Path) -> Option<String> {
     let blocks = left.chunks(4096).zip(right.chunks(4096));
     let different: Vec<usize> = blocks.enumerate().filter(|(_, (l, r))| l != r).map(|(i, _)| i).collect();
     different.first().map(|first| format!("{} blocks of 4096 differ, the first is {first}", different.len()))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 /// One HTTP exchange over a Unix socket.

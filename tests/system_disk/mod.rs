@@ -89,15 +89,14 @@ impl Guest {
 
     /// Polls until `found` finds something.
     fn wait<T>(&mut self, what: &str, mut found: impl FnMut(&Self) -> Option<T>) -> T {
-        let start = Instant::now();
+        let deadline = waiting::Deadline::after(GUEST_PATIENCE);
         loop {
             if let Some(value) = found(self) {
                 return value;
             }
             let console = || std::fs::read_to_string(&self.console).unwrap_or_default();
-            assert!(start.elapsed() < GUEST_PATIENCE, "{what}: not within {GUEST_PATIENCE:?}:\n{}", console());
             self.qemu.running().unwrap_or_else(|why| panic!("{what}: {why}\n{}", console()));
-            std::thread::park_timeout(Duration::from_millis(50));
+            deadline.look_again_blocking(format_args!("{what}:\n{}", console()));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::failpoints;
 
 /// The tiers, lowest first. A crate may depend only on crates of lower tiers, or on those before it in `io`.
 const TIERS: [(&str, &[&str]); 6] = [
-    ("base", &["model", "probe", "schedules"]),
+    ("base", &["model", "probe", "schedules", "waiting"]),
     ("format", &["format"]),
     ("io", &["store", "transport", "disk", "nbd", "filesystem"]),
     ("service", &["agent", "process-server", "applier"]),
@@ -133,6 +133,7 @@ fn rust_file(path: &Path, text: &str) -> Vec<String> {
     if !is_test(path) {
         wrong.extend(orderings_without_partner(path, text));
     }
+    wrong.extend(sleeps_in_tests(path, text));
     // Spelled in two halves, so that this file does not find itself.
     let holes = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("#[ig", "nore"), concat!("FIX", "ME")];
     for (number, line) in text.lines().enumerate() {
@@ -141,6 +142,23 @@ fn rust_file(path: &Path, text: &str) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Test code that sleeps: it lets virtual time pass or looks until a deadline, by crate `waiting` or the end-to-end harness.
+fn sleeps_in_tests(path: &Path, text: &str) -> Vec<String> {
+    if path.starts_with("tests/harness") {
+        return Vec::new();
+    }
+    let first = if is_test(path) { 0 } else { text.lines().take_while(|l| !l.starts_with("#[cfg(test)]")).count() };
+    let sleeps = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        ["sleep(", "sleep_until(", "sleep_ms(", "park_timeout("].iter().any(|call| code.contains(call))
+    };
+    let found = text.lines().enumerate().skip(first).filter(|(_, line)| sleeps(line));
+    let wrong = |(number, _): (usize, &str)| {
+        format!("{}:{}: a test does not sleep: see crate waiting, or harness::eventually", path.display(), number + 1)
+    };
+    found.map(wrong).collect()
 }
 
 /// Orderings of atomics, as they are spelled where they are used.
@@ -233,6 +251,17 @@ mod tests {
         );
         assert_eq!(file(&["std::cmp::Ordering::Less", "use std::sync::atomic::Ordering;", "// Ordering::Relaxed"]), 0);
         assert_eq!(file(&["#[cfg(test)]", "mod tests {", load]), 0);
+    }
+
+    #[test]
+    fn a_test_that_sleeps_is_found() {
+        let sleep = concat!("    tokio::time::sle", "ep(time).await;");
+        let found = |path: &str, text: String| sleeps_in_tests(Path::new(path), &text).len();
+        assert_eq!(found("crates/x/src/tests/a.rs", sleep.to_owned()), 1);
+        assert_eq!(found("tests/a.rs", sleep.to_owned()), 1);
+        assert_eq!(found("crates/x/src/a.rs", format!("{sleep}\n#[cfg(test)]\nmod tests {{\n{sleep}\n}}")), 1);
+        assert_eq!(found("crates/x/src/a.rs", sleep.to_owned()), 0, "it is no test");
+        assert_eq!(found("crates/x/src/tests/a.rs", "// sleep(1)\nwaiting::pass(time).await;".to_owned()), 0);
     }
 
     #[test]

@@ -321,7 +321,7 @@ mod tests {
         let counting = count.clone();
         world.spawn(host, async move {
             loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                waiting::pass(Duration::from_millis(10)).await;
                 counting.fetch_add(1, ONE_THREAD);
             }
         });
@@ -345,7 +345,7 @@ mod tests {
         let woken = Arc::new(AtomicBool::new(false));
         let flag = woken.clone();
         world.spawn(host, async move {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            waiting::pass(Duration::from_secs(5)).await;
             flag.store(true, ONE_THREAD);
         });
         world.tick();

@@ -9,6 +9,8 @@
 mod common;
 #[path = "common/emulators.rs"]
 mod emulators;
+#[path = "common/ports.rs"]
+mod ports;
 
 use std::process::Command;
 use std::sync::Arc;

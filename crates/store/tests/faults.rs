@@ -78,11 +78,11 @@ async fn puts_and_deletes_land_late_by_whoever_was_named() {
     }));
     assert!(is_generic(bench.plan(Request::Put, Fault::Late(SECOND)).create("a").await));
     assert!(!bench.is_there("a").await);
-    tokio::time::sleep(2 * SECOND).await;
+    waiting::pass(2 * SECOND).await;
     assert!(bench.is_there("a").await);
     assert!(is_generic(bench.plan(Request::Delete, Fault::Late(SECOND)).store.delete(&"a".into()).await));
     assert!(bench.is_there("a").await);
-    tokio::time::sleep(2 * SECOND).await;
+    waiting::pass(2 * SECOND).await;
     assert!(!bench.is_there("a").await);
     assert_eq!(*spawned.lock().expect("not poisoned"), 2);
 }
@@ -93,7 +93,7 @@ async fn a_repeated_create_brings_a_deleted_object_back() {
     bench.plan(Request::Put, Fault::Twice(SECOND)).create("a").await.expect("answered");
     bench.store.delete(&"a".into()).await.expect("deleted");
     assert!(!bench.is_there("a").await);
-    tokio::time::sleep(2 * SECOND).await;
+    waiting::pass(2 * SECOND).await;
     assert!(bench.is_there("a").await, "resurrected");
 }
 
@@ -235,7 +235,7 @@ async fn a_stale_listing_misses_the_newest_and_shows_the_deleted() {
     for path in ["d/old", "d/gone", "e/x"] {
         bench.create(path).await.expect("created");
     }
-    tokio::time::sleep(60 * SECOND).await;
+    waiting::pass(60 * SECOND).await;
     bench.create("d/new").await.expect("created");
     bench.store.delete(&"d/gone".into()).await.expect("deleted");
     let sorted = |mut list: Vec<String>| {
@@ -245,7 +245,7 @@ async fn a_stale_listing_misses_the_newest_and_shows_the_deleted() {
     assert_eq!(sorted(bench.list("d").await.expect("listed")), ["d/gone", "d/old"]);
     let names = bench.store.list_with_delimiter(None).await.expect("listed").common_prefixes;
     assert_eq!(names, [Path::from("d"), Path::from("e")]);
-    tokio::time::sleep(60 * SECOND).await;
+    waiting::pass(60 * SECOND).await;
     assert_eq!(sorted(bench.list("d").await.expect("listed")), ["d/new", "d/old"], "it catches up");
 }
 
@@ -276,7 +276,7 @@ async fn deletes_race_with_reads_and_creates_never_do() {
     bench.store.put(&"a".into(), "new".into()).await.expect("created again");
     assert_eq!(bench.read("a").await.expect("read"), "new", "a read after a create sees that create");
     bench.store.delete(&"a".into()).await.expect("deleted");
-    tokio::time::sleep(11 * SECOND).await;
+    waiting::pass(11 * SECOND).await;
     assert!(matches!(bench.read("a").await, Err(Error::NotFound { .. })), "the race is over");
     bench.create("b").await.expect("created");
     let gone = bench.plan(Request::Delete, Fault::DeleteNotFound).store.delete(&"b".into()).await;
@@ -293,7 +293,7 @@ async fn a_stale_read_is_seen_by_siblings_too() {
     bench.create("a").await.expect("created");
     assert!(matches!(other.head(&"a".into()).await, Err(Error::NotFound { .. })));
     assert_eq!(bench.read("a").await.expect("no such rule here"), TEXT);
-    tokio::time::sleep(2 * SECOND).await;
+    waiting::pass(2 * SECOND).await;
     other.head(&"a".into()).await.expect("seen by now");
 }
 

@@ -67,7 +67,7 @@ async fn a_put_that_lands_late_is_ours_whoever_lands_first() {
         let (store, faults) = faulty();
         faults.fail_next(Request::Put, Fault::Late(Duration::from_millis(late_by)));
         assert_eq!(store.create(PATH, parts("mine")).await.expect("clear"), Created::Ours);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        waiting::pass(Duration::from_secs(60)).await;
         assert_eq!(store.get(PATH).await.expect("get").as_deref(), Some(b"mine".as_ref()));
     }
 }
@@ -79,7 +79,7 @@ async fn a_create_that_stays_in_doubt_says_so_and_may_land_afterwards() {
     let result = store.create(PATH, parts("mine")).await;
     assert!(matches!(result, Err(StoreError::Unclear { .. })), "{result:?}");
     assert_eq!(store.get(PATH).await.expect("get"), None);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    waiting::pass(Duration::from_secs(60)).await;
     assert!(store.get(PATH).await.expect("get").is_some(), "doubt was right");
 }
 
@@ -104,7 +104,7 @@ async fn careless_create(store: &Store, text: &str) -> Option<Created> {
         match store.object_store().put_opts(&PATH.into(), text.to_owned().into(), options.clone()).await {
             Ok(_) => return Some(Created::Ours),
             Err(object_store::Error::AlreadyExists { .. }) => return Some(Created::Other),
-            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(_) => waiting::pass(Duration::from_millis(200)).await,
         }
     }
     None
@@ -128,7 +128,7 @@ async fn lies(seed: u64, careful: bool) -> usize {
         }
     });
     let results = futures::future::join_all(race).await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    waiting::pass(Duration::from_secs(10)).await;
     let held = Store::from_object_store(truth).get(PATH).await.expect("memory answers");
     let is_lie = |(text, answer): &&(&str, Option<Created>)| {
         let is_held = held.as_deref() == Some(text.as_bytes());

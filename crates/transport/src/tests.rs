@@ -95,9 +95,5 @@ fn every_kind() -> Vec<Frame> {
 
 /// Polls until it holds; a test that waits in vain fails by name.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "not within 10 s: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    waiting::until(what, waiting::Deadline::after(Duration::from_secs(10)), async || holds()).await;
 }

@@ -8,6 +8,7 @@ use format::wire::Refusal;
 use model::{DrainCause, EventKind, Extent, RecordBody, RecordDigest, Seq};
 use nbd::Errno;
 use probe::{Rule, Rules};
+use waiting::Deadline;
 
 use crate::Agent;
 
@@ -33,7 +34,7 @@ async fn compare(rig: &Rig, agent: &crate::Agent) {
 /// Everything went quiet: no bit is set any more, in the file neither.
 async fn until_clear(agent: &crate::Agent) {
     until(agent, "cleared", |s| s.active_regions == 0).await;
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    waiting::pass(Duration::from_secs(11)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,7 +61,7 @@ async fn a_reverted_machine_is_refused_until_a_compare_and_then_heals() {
     assert_eq!(status.mode, "bitmap");
     let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
     export.write(9 * REGION, stamped(50, 4096), false).await.expect("the source is served on");
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    waiting::pass(Duration::from_secs(60)).await;
     assert!(agent.status().refusal.is_some(), "time alone heals nothing");
     compare(&rig, &agent).await;
     until_settled(&agent).await;
@@ -273,7 +274,7 @@ async fn a_log_with_another_digest_frees_nothing() {
     until_settled(&agent).await;
     rig.peer.set(|b| b.stalled = true);
     export.write(0, stamped(1, 4096), false).await.expect("written");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    waiting::pass(Duration::from_millis(500)).await;
     rig.peer.log().head.digest = RecordDigest([9; 32]);
     rig.peer.cut();
     rig.peer.set(|b| b.stalled = false);
@@ -378,9 +379,10 @@ async fn a_failure_that_only_our_own_flush_met_is_told_to_the_next_client() {
     rig.disks[0].1.fail_next(Op::Flush, Fault::Torn(5));
     let before = rig.disks[0].1.count(Op::Flush);
     export.write(0, stamped(1, 8192), false).await.expect("written");
-    while rig.disks[0].1.count(Op::Flush) == before {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    waiting::until("a flush", Deadline::after(Duration::from_secs(60)), async || {
+        rig.disks[0].1.count(Op::Flush) > before
+    })
+    .await;
     assert_eq!(export.flush().await, Err(Errno::Io), "what was acknowledged may be lost");
     assert_eq!(export.flush().await, Ok(()), "told once");
 }
@@ -397,9 +399,8 @@ async fn a_bit_is_durable_before_the_first_write_in_its_region() {
     let before = map.syncs();
     rig.disks[0].1.set_delay(Op::Write, Duration::from_secs(1));
     let write = tokio::spawn(async move { export.write(5 * REGION, stamped(1, 4096), false).await });
-    while rig.disks[0].1.count(Op::Write) == 0 {
-        tokio::time::sleep(Duration::from_micros(10)).await;
-    }
+    waiting::until("a write", Deadline::after(Duration::from_secs(60)), async || rig.disks[0].1.count(Op::Write) > 0)
+        .await;
     assert_eq!(map.syncs(), before + 1, "one sync, and before the write was submitted");
     let file = rig.dir.file("map").expect("kept");
     rig.dir.power_cut(&mut Rng::new(1));

@@ -116,7 +116,7 @@ impl StateFile for MemoryFile {
     async fn sync(&self) -> io::Result<()> {
         // What is written while a sync runs is not covered by it.
         let covered = self.contents().unsynced.len();
-        tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+        waiting::takes(std::time::Duration::from_micros(200)).await;
         let mut contents = self.contents();
         if contents.failing {
             return Err(io::ErrorKind::StorageFull.into());

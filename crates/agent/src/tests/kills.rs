@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use disk::memory::Operation as Op;
 use nbd::Export;
+use waiting::Deadline;
 
 use super::rig::{REGION, Rig, Rng, stamped, until_settled};
 
@@ -21,11 +22,12 @@ async fn live_and_die(rig: &Rig, rng: &mut Rng) -> u64 {
         let export = agent.export(name).expect("a disk of this agent");
         clients.spawn(write_for_ever(export, Rng::new(rng.next())));
     }
-    tokio::time::sleep(Duration::from_millis(rng.below(4000))).await;
+    waiting::pass(Duration::from_millis(rng.below(4000))).await;
     clients.shutdown().await;
     // An operation in flight ends in the source, or not at all, like the writes of a killed process.
+    let deadline = Deadline::after(Duration::from_secs(60));
     while agent.in_flight() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        deadline.look_again("what is in flight ends").await;
     }
     let status = agent.status();
     rig.peer.cut();
@@ -47,7 +49,7 @@ async fn write_for_ever(export: Arc<dyn Export>, mut rng: Rng) {
             }
         });
         let _ = request.await;
-        tokio::time::sleep(Duration::from_micros(rng.below(30_000))).await;
+        waiting::pass(Duration::from_micros(rng.below(30_000))).await;
     }
 }
 

@@ -210,7 +210,8 @@ impl FakePeer {
                 let mut behaviour = self.behaviour.subscribe();
                 // A store that is out holds `stored` and credit back, but the server still answers.
                 let ready = async {
-                    tokio::time::sleep_until(due.expect("polled only while something waits")).await;
+                    let due = due.expect("polled only while something waits");
+                    waiting::takes(due.saturating_duration_since(tokio::time::Instant::now())).await;
                     behaviour.wait_for(|b| !b.stalled).await.map(|_| ()).expect("the sender is in self");
                 };
                 let frame = tokio::select! {

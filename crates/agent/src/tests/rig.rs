@@ -8,6 +8,7 @@ use std::time::Duration;
 use disk::memory::MemoryDisk;
 use model::{DiskId, DiskName, Seq, Timestamp};
 use probe::Rules;
+use waiting::Deadline;
 
 use super::files::MemoryDir;
 use super::peer::FakePeer;
@@ -139,14 +140,14 @@ impl Rig {
 
 /// Waits until the agent's status is as wanted; fails after a (virtual) while with what it was.
 pub(super) async fn until(agent: &Agent, what: &str, wanted: impl Fn(&AgentStatus) -> bool) -> AgentStatus {
-    for _ in 0..60_000 {
+    let deadline = Deadline::after(Duration::from_secs(300));
+    loop {
         let status = agent.status();
         if wanted(&status) {
             return status;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        deadline.look_again(format_args!("{what}: {status:#?}")).await;
     }
-    panic!("never {what}: {:#?}", agent.status());
 }
 
 /// Everything is in the log and the agent is in data mode.

@@ -47,7 +47,7 @@ async fn deceived(rig: &Rig, agent: &Agent) -> bool {
         if status.mode == "data" && stored && status.session == "live" {
             return !rig.log_equals_sources() || !rig.peer.log().violations.is_empty();
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        waiting::pass(Duration::from_millis(5)).await;
     }
     false
 }
@@ -69,7 +69,7 @@ async fn die_and_start(rig: &Rig, agent: Arc<Agent>, power: bool) -> Arc<Agent> 
 async fn quiet_and_alone(rig: &Rig) -> Arc<Agent> {
     let agent = rig.start().await;
     until_settled(&agent).await;
-    tokio::time::sleep(QUIET).await;
+    waiting::pass(QUIET).await;
     rig.peer.set(|b| b.down = true);
     rig.peer.cut();
     agent
@@ -87,7 +87,7 @@ async fn stored_before_clear(rules: Rules) -> bool {
     let rig = rig(rules, 1, 1 << 20);
     let agent = quiet_and_alone(&rig).await;
     export(&rig, &agent).write(5 * REGION, stamped(1, 4096), true).await.expect("written");
-    tokio::time::sleep(QUIET).await;
+    waiting::pass(QUIET).await;
     let agent = die_and_start(&rig, agent, false).await;
     deceived(&rig, &agent).await
 }
@@ -98,7 +98,7 @@ async fn flush_before_clear(rules: Rules) -> bool {
     until_settled(&agent).await;
     export(&rig, &agent).write(5 * REGION, stamped(1, 16384), false).await.expect("written");
     until_settled(&agent).await;
-    tokio::time::sleep(QUIET).await;
+    waiting::pass(QUIET).await;
     let agent = die_and_start(&rig, agent, true).await;
     deceived(&rig, &agent).await
 }
@@ -110,7 +110,7 @@ async fn drain_holds_region(rules: Rules) -> bool {
     rig.peer.set(|b| (b.stalled, b.credit) = (true, REGION));
     let agent = rig.start().await;
     until(&agent, "drains", |s| s.counters.drained_bytes > 8 * REGION).await;
-    tokio::time::sleep(QUIET).await;
+    waiting::pass(QUIET).await;
     let agent = die_and_start(&rig, agent, false).await;
     deceived(&rig, &agent).await
 }
@@ -137,7 +137,7 @@ async fn flush_fails(rules: Rules) -> bool {
     export.flush().await.expect_err("injected");
     until_settled(&agent).await;
     drop(export);
-    tokio::time::sleep(QUIET).await;
+    waiting::pass(QUIET).await;
     let agent = die_and_start(&rig, agent, true).await;
     deceived(&rig, &agent).await
 }
@@ -210,7 +210,7 @@ async fn kept_until_stored(rules: Rules) -> bool {
     until_settled(&agent).await;
     rig.peer.set(|b| b.deaf = true);
     export(&rig, &agent).write(0, stamped(1, 4096), false).await.expect("written");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    waiting::pass(Duration::from_millis(100)).await;
     rig.peer.cut();
     rig.peer.set(|b| b.deaf = false);
     deceived(&rig, &agent).await

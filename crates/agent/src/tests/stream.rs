@@ -107,7 +107,7 @@ async fn the_spool_takes_what_memory_cannot_and_gives_it_back() {
     let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
     for n in 0..100 {
         export.write(n * REGION, stamped(n + 1, REGION as usize), false).await.expect("never fails");
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        waiting::pass(Duration::from_millis(2)).await;
     }
     let status = agent.status();
     assert_eq!(status.mode, "data", "{status:#?}");
@@ -128,7 +128,7 @@ async fn a_spool_that_cannot_be_read_back_costs_an_incarnation_but_no_data() {
     let export = agent.export(&rig.disks[0].0).expect("a disk of this agent");
     for n in 0..100 {
         export.write(n * REGION, stamped(n + 1, REGION as usize), false).await.expect("never fails");
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        waiting::pass(Duration::from_millis(2)).await;
     }
     let file = rig.dir.file("spool").expect("spooled");
     file.damage(|bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1));
@@ -149,7 +149,7 @@ async fn reconnects_send_again_only_what_was_not_stored() {
         if n % 8 == 0 {
             rig.peer.cut();
         }
-        tokio::time::sleep(Duration::from_millis(n % 50)).await;
+        waiting::pass(Duration::from_millis(n % 50)).await;
     }
     until_settled(&agent).await;
     rig.assert_log_equals_sources();
@@ -214,7 +214,7 @@ async fn whoever_waits_for_a_mark_hears_that_the_agent_stopped() {
         let agent = std::sync::Arc::clone(&agent);
         async move { agent.mark("late").await }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    waiting::pass(Duration::from_millis(100)).await;
     assert!(matches!(agent.stop(Duration::from_secs(1)).await, StopOutcome::Unclean { .. }));
     assert!(matches!(waiting.await.expect("no panic"), Err(AgentError::Stopping)));
 }

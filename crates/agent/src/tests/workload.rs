@@ -43,7 +43,7 @@ async fn client(exports: Vec<(model::DiskId, Arc<dyn Export>)>, history: Arc<His
         };
         history.acknowledge(number, result.is_ok());
         if rng.below(4) == 0 {
-            tokio::time::sleep(Duration::from_micros(rng.below(3000))).await;
+            waiting::pass(Duration::from_micros(rng.below(3000))).await;
         }
     }
 }
@@ -86,7 +86,7 @@ async fn run(seed: u64, trouble: Trouble) -> (Rig, Oracle, Arc<Agent>) {
     while !done {
         tokio::select! {
             biased;
-            () = tokio::time::sleep(Duration::from_millis(5 + rng.below(20))) => make_trouble(&rig, trouble, &mut rng),
+            () = waiting::pass(Duration::from_millis(5 + rng.below(20))) => make_trouble(&rig, trouble, &mut rng),
             joined = clients.join_next() => match joined {
                 Some(result) => result.expect("clients do not panic"),
                 None => done = true,

@@ -11,7 +11,7 @@ use format::consumers::{Consumer, Consumers};
 use model::{Seq, Timestamp};
 use probe::{Rule, Rules};
 use store::{ConsumerList, LogRules, Refused, Store};
-use tokio::time::Instant;
+use waiting::Deadline;
 
 use super::horizon;
 use super::two_stores::{begin, die_at, ends_with, judge, memory, promote, promoted_seq};
@@ -76,10 +76,9 @@ async fn run(log: &TestLog, store: &Store, settings: ApplierConfig, rules: Appli
 }
 
 async fn rest(log: &TestLog, store: &Store, collects: bool, applier: &Applier) -> Result<(), String> {
-    let (deadline, mut before, mut same) = (Instant::now() + Duration::from_secs(60), None, 0);
+    let (deadline, mut before, mut same) = (Deadline::after(Duration::from_secs(60)), None, 0);
     while same < 8 {
-        assert!(Instant::now() < deadline, "no rest: {:?}", applier.status());
-        tokio::time::sleep(Duration::from_millis(4)).await;
+        deadline.look_again(format_args!("rest: {:?}", applier.status())).await;
         let status = applier.status().machines.remove(0);
         if let Some(error) = status.last_error {
             return Err(error);

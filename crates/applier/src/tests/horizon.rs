@@ -103,7 +103,7 @@ pub(super) async fn tidy_by(log: &TestLog, rules: ApplierRules) {
 
 /// Everything is taken in, and nothing moves any more.
 pub(super) async fn at_rest(applier: &Applier, log: &TestLog) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = waiting::Deadline::after(Duration::from_secs(60));
     let (mut before, mut same) = (None, 0);
     loop {
         let status = applier.status().machines.remove(0);
@@ -118,10 +118,9 @@ pub(super) async fn at_rest(applier: &Applier, log: &TestLog) {
             if left.is_empty() {
                 return;
             }
-            assert!(tokio::time::Instant::now() < deadline, "garbage stays: {left:?}, {status:?}");
+            deadline.look_again(format_args!("garbage goes: {left:?}, {status:?}")).await;
         }
-        assert!(tokio::time::Instant::now() < deadline, "it never comes to rest: {before:?}, {status:?}");
-        tokio::time::sleep(Duration::from_millis(4)).await;
+        deadline.look_again(format_args!("rest: {before:?}, {status:?}")).await;
     }
 }
 

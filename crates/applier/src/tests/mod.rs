@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Extent, Selector, Seq};
-use tokio::time::Instant;
 
 use crate::recover::{History, LoadOptions, PointReader};
 use crate::testing::{Contents, TestLog};
@@ -61,12 +60,8 @@ pub(crate) fn settings() -> ApplierConfig {
 }
 
 /// Polls until it holds; a test that waits in vain fails by name.
-async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(4)).await;
-    }
+async fn wait_for(what: &str, holds: impl AsyncFnMut() -> bool) {
+    waiting::until(what, waiting::Deadline::after(Duration::from_secs(60)), holds).await;
 }
 
 /// Runs an applier that keeps no replica until it has taken everything in and named it.

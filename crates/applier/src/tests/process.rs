@@ -173,7 +173,8 @@ async fn restarted_appliers_go_on_and_make_no_point_twice() {
     for _ in 0..6 {
         let applier = start(&log, data_dir.path(), &clock).await;
         log.live(5).await;
-        tokio::time::sleep(Duration::from_millis(rng.below(40))).await;
+        let some = log.last().0 - rng.below(6);
+        super::wait_for("a part is taken in", async || applier.status().machines[0].processed_seq.0 >= some).await;
         if rng.below(2) == 0 {
             applier.stop().await;
         }

@@ -313,7 +313,7 @@ async fn read_in_order(log: &TestLog, read: impl AsyncFn(Extent) -> Bytes) -> Du
     let begun = Instant::now();
     for part in Extent::new(0, DISK_BYTES).expect("sectors").split_at_multiples(16 << 10) {
         assert!(read(part).await == model[part.offset() as usize..part.end() as usize]);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        waiting::pass(Duration::from_millis(1)).await;
     }
     begun.elapsed()
 }
@@ -391,7 +391,7 @@ async fn reads_at_random_places_fetch_nothing_but_themselves() {
     for place in places {
         ahead.read(place).await.expect("read");
         // Whatever was begun in the background ends meanwhile.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        waiting::pass(Duration::from_secs(1)).await;
     }
     assert_eq!(counting.take(), alone);
 }

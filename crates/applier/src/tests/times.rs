@@ -92,9 +92,9 @@ async fn applier(log: &TestLog, retention: &str, clock: &Arc<VirtualClock>) -> A
 /// Everything is taken in, and the policy was asked after that.
 pub(super) async fn caught_up(applier: &Applier, log: &TestLog) {
     for _ in 0..100 {
-        tokio::time::sleep(Duration::from_secs(130)).await;
+        waiting::pass(Duration::from_secs(130)).await;
         if applier.status().machines[0].processed_seq == log.last() {
-            return tokio::time::sleep(Duration::from_secs(130)).await;
+            return waiting::pass(Duration::from_secs(130)).await;
         }
     }
     panic!("the applier takes everything in: {:?}", applier.status());

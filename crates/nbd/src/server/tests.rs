@@ -276,7 +276,7 @@ async fn a_handshake_that_drips_is_cut_off_in_time() {
     let started = tokio::time::Instant::now();
     let bytes = [vec![0, 0, 0, 3], raw_option(option::LIST, b"").repeat(99)].concat();
     for byte in bytes {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        waiting::pass(Duration::from_secs(1)).await;
         if ours.write_all(&[byte]).await.is_err() {
             break;
         }

@@ -120,7 +120,7 @@ async fn a_second_live_agent_is_refused_and_a_silent_one_replaced() {
     let mut second = Agent::new(&site, "db", 2);
     assert_eq!(second.connect(&server).await.expect_err("refused").reason, Refusal::SecondAgent);
     first.echo(1).await.expect("the first one is still welcome");
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    waiting::pass(Duration::from_secs(11)).await;
     second.adopt(&first);
     second.connect(&server).await.expect("the first is silent");
     first.until_closed().await;
@@ -179,7 +179,7 @@ async fn a_peer_that_says_nothing_or_reads_nothing_is_let_go() {
     let asking = async {
         let ping = Frame::Ping(1);
         while deaf.writer.write(&ping).await.is_ok() && deaf.writer.flush().await.is_ok() {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            waiting::pass(Duration::from_secs(1)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(300), asking).await.expect("the server ends the session");

@@ -94,9 +94,5 @@ pub fn dial_through(server: &Arc<ProcessServer>, name: &str, role: Role, bytes: 
 
 /// Waits until a condition holds; fails after a minute of test time.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let give_up = tokio::time::Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(tokio::time::Instant::now() < give_up, "{what}: not within a minute");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    waiting::until(what, waiting::Deadline::after(Duration::from_secs(60)), async || holds()).await;
 }

@@ -136,7 +136,7 @@ async fn nothing_is_written_while_nothing_comes_in() {
     agent.send_all().await.expect("connected");
     agent.until_stored().await.expect("stored");
     let before = site.list().await;
-    tokio::time::sleep(Duration::from_secs(100)).await;
+    waiting::pass(Duration::from_secs(100)).await;
     assert_eq!(site.list().await, before);
     assert_eq!(before.len(), 3, "an epoch, its opening, one segment: {before:?}");
 }
@@ -198,12 +198,12 @@ async fn an_epoch_has_its_time_and_the_agent_goes_on_in_a_new_one() {
         agent.send_all().await.expect("connected");
         agent.until_stored().await.expect("stored");
         assert_eq!(epoch(), Some(expected));
-        tokio::time::sleep(life).await;
+        waiting::pass(life).await;
         agent.until_closed().await;
     }
     // One that holds no segment has no life to end.
     agent.connect(&server).await.expect("welcome");
-    tokio::time::sleep(life * 2).await;
+    waiting::pass(life * 2).await;
     agent.number(workload.next());
     agent.send_all().await.expect("still connected");
     agent.until_stored().await.expect("stored");

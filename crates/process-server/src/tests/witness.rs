@@ -9,6 +9,7 @@ use format::object::{LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
 use format::segment::{ChunkAt, Piece, SegmentReader, Table, open_segment};
 use model::{Record, RecordDigest, RecordDigester};
 use store::{EpochLog, LogEnd, LogPosition, LogReader, Next, ReadMode};
+use waiting::Deadline;
 
 /// A segment as it was read.
 struct Read {
@@ -48,6 +49,7 @@ impl Witness {
 
     /// Reads to the end. While a new writer has not opened its epoch yet the end is not decided: waits for it.
     pub async fn catch_up(&mut self) {
+        let deadline = Deadline::after(std::time::Duration::from_secs(60));
         loop {
             match self.reader.next().await.expect("the log reads back") {
                 Next::Entry(entry) => {
@@ -60,7 +62,7 @@ impl Witness {
                     }
                 }
                 Next::End => return,
-                Next::Unopened { .. } => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                Next::Unopened { .. } => deadline.look_again("an epoch is opened").await,
                 Next::Folded(_) => panic!("nothing is ever folded here"),
             }
         }

@@ -5,10 +5,14 @@
 //! both. Used by the tests of this crate and by the end-to-end tests.
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use waiting::Deadline;
+
+use crate::ports::free_port;
 
 /// How long an emulator may take to listen. The machines of continuous integration are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -119,12 +123,11 @@ impl Emulator {
         let server = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let mut emulator = Self { server, dir, url, environment };
-        let start = Instant::now();
+        let deadline = Deadline::after(PATIENCE);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = emulator.server.try_wait().expect("the emulator can be asked");
-            let late = start.elapsed() > PATIENCE;
-            assert!(!late && ended.is_none(), "{command:?} does not listen ({ended:?}):\n{}", emulator.output());
-            std::thread::park_timeout(Duration::from_millis(20));
+            assert!(ended.is_none(), "{command:?} does not listen ({ended:?}):\n{}", emulator.output());
+            deadline.look_again_blocking(format_args!("{command:?} listens:\n{}", emulator.output()));
         }
         emulator
     }
@@ -153,10 +156,6 @@ fn log_of(dir: &Path) -> std::path::PathBuf {
 
 fn temporary() -> tempfile::TempDir {
     tempfile::tempdir().expect("temporary directory")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 fn python(script: &str, args: &[&str]) {

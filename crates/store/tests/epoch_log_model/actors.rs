@@ -278,7 +278,7 @@ pub async fn seal(world: &World) -> Result<u64, String> {
             Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => {
                 return Err(format!("sealer found the log broken: {}", kind_of(&error)));
             }
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(500)).await,
+            Err(_) => waiting::pass(std::time::Duration::from_millis(500)).await,
         }
     }
     Err("the log cannot be sealed".to_owned())

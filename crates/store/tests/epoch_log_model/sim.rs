@@ -132,7 +132,7 @@ impl World {
     /// Sleeps between these many milliseconds.
     pub async fn pause(&self, min: u64, max: u64) {
         let time = self.with(|r| if r.quiet { millis(0) } else { r.rng.duration(millis(min), millis(max)) });
-        tokio::time::sleep(time).await;
+        waiting::takes(time).await;
     }
 
     pub fn store(&self, role: Role) -> Store {
@@ -224,7 +224,7 @@ impl SimStore {
             false if r.rng.chance(stall) => r.rng.duration(millis(40), millis(500)),
             false => r.rng.duration(millis(0), millis(5)),
         });
-        tokio::time::sleep(time).await;
+        waiting::takes(time).await;
     }
 
     /// When a PUT lands, and when its duplicate does.
@@ -261,13 +261,13 @@ impl ObjectStore for SimStore {
         let landed = tokio::spawn({
             let (this, location) = (this.clone(), location.clone());
             async move {
-                tokio::time::sleep(at).await;
+                waiting::takes(at).await;
                 this.land(&location, first.0, first.1).await
             }
         });
         if let Some(again) = again {
             tokio::spawn(async move {
-                tokio::time::sleep(again).await;
+                waiting::takes(again).await;
                 let _second = this.land(&location, payload, opts).await;
             });
         }
@@ -400,10 +400,10 @@ async fn live(world: &World) -> std::result::Result<(), String> {
         task.abort();
     }
     if world.chance(0.5) {
-        tokio::time::sleep(SETTLE).await;
+        waiting::pass(SETTLE).await;
     }
     world.with(|r| r.quiet = true);
     let sealed = actors::seal(world).await;
-    tokio::time::sleep(SETTLE).await;
+    waiting::pass(SETTLE).await;
     oracle::judge(world, sealed).await
 }

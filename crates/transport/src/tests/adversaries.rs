@@ -187,7 +187,7 @@ async fn a_frame_sent_byte_by_byte_is_dropped_in_time_and_holds_little() {
             if near.write_all(std::slice::from_ref(byte)).await.is_err() {
                 break;
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            waiting::pass(Duration::from_secs(1)).await;
         }
     };
     let told = tokio::select! {

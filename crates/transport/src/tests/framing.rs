@@ -88,7 +88,7 @@ async fn a_frame_begun_must_arrive_in_time_although_reads_are_cancelled() {
         tokio::select! {
             biased;
             told = far.reader.read() => break told.expect_err("late"),
-            () = tokio::time::sleep(Duration::from_secs(7)) => {}
+            () = waiting::pass(Duration::from_secs(7)) => {}
         }
     };
     assert!(matches!(told, TransportError::Timeout { .. }), "{told:?}");
@@ -104,7 +104,7 @@ async fn silence_between_frames_and_time_when_nobody_reads_are_no_lateness() {
     assert!(idle.is_err(), "an idle connection stays");
     near.write_all(&bytes[..10]).await.expect("begun");
     let _ = tokio::time::timeout(Duration::from_secs(20), far.reader.read()).await;
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    waiting::pass(Duration::from_secs(3600)).await;
     near.write_all(&bytes[10..]).await.expect("rest");
     assert_eq!(far.reader.read().await.expect("in time"), data(4096));
 }
