@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn memory_that_somebody_reads_is_not_used_again() {
-        let part = frame(1, 4096).slice(100..200);
+        let part = frame(1, BUFFER_BYTES).slice(100..200);
         let others: Vec<_> = (0..2 * KEPT_MAX).map(|n| frame(n as u8, BUFFER_BYTES)).collect();
         assert_eq!(part[..], [1; 100]);
         assert!(others.iter().enumerate().all(|(n, other)| other[..] == vec![n as u8; BUFFER_BYTES]));
