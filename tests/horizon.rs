@@ -145,6 +145,12 @@ fn what_the_policy_keeps_comes_back_and_the_rest_leaves_the_store() {
         let left = segments(&site);
         if left < before { Ok(()) } else { Err(format!("{left} of {before} segments are left")) }
     });
+    // Each applier looks once, and may have looked while the point was younger than the policy keeps it.
+    appliers_until(&site, "the first point is dropped", || {
+        let points = site.json(&["points", "db"])["points"].to_string();
+        let id = marked[0].id.trim_start_matches("id:");
+        if points.contains(id) { Err(points) } else { Ok(()) }
+    });
 
     let listed = site.run(&["points", "db"]);
     assert!(listed.stdout.contains("these points alone open"), "{listed:?}");

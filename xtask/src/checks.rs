@@ -11,6 +11,12 @@ use crate::{fuzz, tidy, tools};
 /// One profile for all tests, so that nothing is built twice: optimised, with every check on.
 const PROFILE: [&str; 2] = ["--profile", "ci"];
 
+/// Threads of unit tests: on two processors, more of them wait for a sync than work.
+const UNIT_THREADS: &str = "4";
+
+/// Threads of the tests with real parts: they wait for processes and disks a third of the time.
+const REAL_THREADS: &str = "3";
+
 fn cargo(command: &str, args: &[&str]) -> Result<()> {
     run("cargo", &[&[command], &PROFILE[..], args].concat())
 }
@@ -23,13 +29,17 @@ fn clippy() -> Result<()> {
     cargo("clippy", &["--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
+fn unit_tests() -> Result<()> {
+    cargo("test", &["--workspace", "--lib", "--bins", "--", "--test-threads", UNIT_THREADS])
+}
+
 /// The inner loop.
 pub fn check() -> Result<()> {
     let mut stages = Stages::default();
     stages.run("tidy", tidy::run)?;
     stages.run("fmt", format_check)?;
     stages.run("clippy", clippy)?;
-    stages.run("unit tests", || cargo("test", &["--workspace", "--lib", "--bins"]))?;
+    stages.run("unit tests", unit_tests)?;
     stages.print();
     Ok(())
 }
@@ -42,7 +52,7 @@ pub fn test() -> Result<()> {
     stages.run("fmt", format_check)?;
     stages.run("build", || cargo("test", &["--workspace", "--no-run"]))?;
     stages.run("clippy", clippy)?;
-    stages.run("unit tests", || cargo("test", &["--workspace", "--lib", "--bins"]))?;
+    stages.run("unit tests", unit_tests)?;
     stages.run("install emulators", || tools::azurite().and(tools::moto()).map(|_| ()))?;
     stages.run("simulation, real parts", real_parts)?;
     stages.run("fuzz", || fuzz::run(None, fuzz::Form::Ci))?;
@@ -61,7 +71,7 @@ fn real_parts() -> Result<()> {
     let (azurite, moto) = (azurite.to_string_lossy(), moto.to_string_lossy());
     run_with(
         "cargo",
-        &["test", "--profile", "ci", "--workspace", "--test", "*", "--", "--test-threads", "2"],
+        &["test", "--profile", "ci", "--workspace", "--test", "*", "--", "--test-threads", REAL_THREADS],
         &[("FARSHORE_AZURITE", &azurite), ("FARSHORE_MOTO", &moto)],
     )
 }

@@ -1,10 +1,9 @@
-//! The way back: a replica disk brought from nothing to the end of the log, and the first bytes of a served position.
+//! The way back: replica disks ([`crate::apply`]), and the first bytes of a served position.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -12,11 +11,11 @@ use nbd::{Client, ListenAddress};
 use serde_json::Value;
 
 use crate::Bench;
+use crate::apply::{self, Log};
 use crate::delta::write_pages;
 use crate::inputs::PAGE;
-use crate::limits;
-use crate::measure::{Cost, Spread, bytes_below, empty_dir, rounds};
-use crate::report::{Report, Table, Target, shown, sides};
+use crate::measure::Spread;
+use crate::report::{Report, Table, Target, shown};
 use crate::site::{DISK, MACHINE, Site};
 
 /// Writes of 4 KiB before each mark.
@@ -25,16 +24,17 @@ const WRITES: u64 = 2048;
 /// Marks, each after some writes.
 const MARKS: u64 = 3;
 
-/// Where random writes begin: what lies before is read back and compared.
-const WRITTEN_FROM: u64 = 1 << 20;
+/// Where writes begin: what lies before is read back and compared.
+pub const WRITTEN_FROM: u64 = 1 << 20;
 
-/// Runs both sections.
+/// Runs the sections.
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let source = bench.dir.join("protected");
     std::fs::copy(&bench.inputs.image, &source)?;
     let site = Site::make(bench, "back", &source)?;
     let (sent, seq) = history(bench, &site)?;
-    apply(bench, &site, (&source, sent, seq), report)?;
+    let holds = format!("the image and {} writes of 4 KiB", WRITES * MARKS);
+    apply::run(bench, &site, &Log { source: &source, sent, seq, holds }, report)?;
     serve(bench, &site, &source, report)?;
     std::fs::remove_dir_all(&site.dir)?;
     Ok(std::fs::remove_file(&source)?)
@@ -54,53 +54,6 @@ fn history(bench: &Bench, site: &Site) -> Result<(u64, u64)> {
     gateway.stop()?;
     let sent = status["counters"]["sent_bytes"].as_u64().context("an agent counts what it sent")?;
     Ok((sent, status["stored"]["seq"].as_u64().context("an agent knows what is stored")?))
-}
-
-/// A new applier on a copy of the store, each round, until its replica stands at the end.
-fn apply(bench: &Bench, site: &Site, (source, sent, seq): (&Path, u64, u64), report: &mut Report) -> Result<()> {
-    let run = || -> Result<Cost> {
-        for name in ["applied", "data-applied"] {
-            empty_dir(&site.path(name))?;
-        }
-        // Objects never change: links to them are a copy, and leave nothing to write back while the applier is timed.
-        let copy = Command::new("cp").args(["-al", "store/.", "applied"]).current_dir(&site.dir).status()?;
-        ensure!(copy.success(), "cannot copy the store");
-        site.configure(source, "applied", "data-applied")?;
-        let before = bytes_below(&site.path("applied"))?;
-        let begun = Instant::now();
-        let mut applier = site.start(&["applier"])?;
-        applier.until("the replica stands at the end", || {
-            let Ok(status) = site.status_in("data-applied", "applier") else { return Ok(false) };
-            let replica = &status["machines"][0]["replica"];
-            Ok(replica["seq"].as_u64() >= Some(seq) && replica["moving_to"].is_null())
-        })?;
-        let (wall, cpu, peak) = (begun.elapsed().as_secs_f64(), applier.cpu()?, applier.peak()?);
-        applier.stop()?;
-        let stored = bytes_below(&site.path("applied"))? - before;
-        let replica = site.path("data-applied/replica").join(MACHINE).join(format!("{DISK}.raw"));
-        let same = Command::new("cmp").arg(source).arg(&replica).status()?;
-        ensure!(same.success(), "the replica differs from the source");
-        Ok(Cost { wall, cpu, peak, stored })
-    };
-    // The disk's speed is measured in the same rounds: on a shared machine it is another one a minute later.
-    let data = limits::sample(bench)?;
-    let mut runners = limits::runners(bench, &data).split_off(limits::DISK);
-    runners.insert(0, ("applier".to_owned(), Box::new(run)));
-    let done = rounds(bench.runs, runners)?;
-    let disk = bench.inputs.bytes as f64 / 2e6 / done[1].wall().median;
-    let speed = sent as f64 / 1e6 / done[0].wall().median;
-    let share = speed / disk * 100.0;
-    report.claim("apply to a warm replica: speed, of the disk's sequential writes", Target::AtLeast(70.0), share, " %");
-    let cpu = done[0].cpu().median / (sent as f64 / 1e9);
-    report.claim("apply to a warm replica: CPU", Target::AtMost(1.0), cpu, " s/GB");
-    let text = format!(
-        "An applier with the default policy (state digests too) on a log that holds the image and {} writes of 4 KiB: from its \
-         start until the replica disk stands at the end of the log. \"Stored\" is what it added to the store: manifest and maps. The \
-         disk took {disk:.0} MB/s in the same rounds. Each replica equals the source.",
-        WRITES * MARKS
-    );
-    report.section("A replica from nothing", &text, &sides(&done[..1], sent));
-    Ok(())
 }
 
 /// Time from the start of `farshore serve` until a client has its first 4 KiB, for several positions.

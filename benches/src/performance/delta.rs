@@ -17,7 +17,9 @@ use nbd::{Client, ListenAddress};
 
 use crate::Bench;
 use crate::inputs::PAGE;
+use crate::limits::timed;
 use crate::measure::{Cost, Runner, bytes_below, rounds};
+use crate::parts;
 use crate::report::{Report, Target, sides};
 use crate::simulated;
 use crate::site::{DISK, MACHINE, Site};
@@ -80,8 +82,8 @@ pub async fn write_pages(address: &ListenAddress, export: &str, count: u64, seed
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     // Twice the disk, so that many pages are written more than once.
     let count = bench.inputs.bytes / 2 / PAGE as u64;
-    let mut peaks = Vec::new();
-    let mut alone_peaks = Vec::new();
+    let pages = pages_of(count, Writes::new(12, 0, bench.inputs.bytes / 4));
+    let (mut peaks, mut alone_peaks) = (Vec::new(), Vec::new());
     let runners: Vec<Runner<'_>> = vec![
         (
             "gateway alone".to_owned(),
@@ -93,6 +95,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         ),
         ("agent and gateway".to_owned(), Box::new(|| whole(bench, count, &mut peaks))),
         ("nbdkit file, nothing but writing".to_owned(), Box::new(|| nbdkit(bench, count))),
+        ("the parts: BLAKE3, zstd, AES".to_owned(), timed(Box::new(|| parts::pack_pages(&pages)))),
     ];
     let done = rounds(bench.runs, runners)?;
     peaks.iter().for_each(|(gateway, agent)| report.saw_peaks(*gateway, *agent));
@@ -106,11 +109,20 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     let text = format!(
         "{count} writes of 4 KiB at random places of a disk of {} MiB, each a new page, from the first write until a mark behind \
-         the last is `stored`. The client that writes takes its share of the same cores; its CPU time is not in the figures.",
+         the last is `stored`. The client that writes takes its share of the same cores; its CPU time is not in the figures. \
+         \"The parts\" are what no gateway can do without for the same pages, by themselves in one thread: a keyed BLAKE3 of each, and \
+         zstd level 1 and AES-256-GCM of frames of 64 KiB.",
         bench.inputs.bytes >> 22
     );
     report.section("Database writes", &text, &sides(&done, bytes));
     Ok(())
+}
+
+/// What so many writes write, one behind the other.
+fn pages_of(count: u64, mut writes: Writes) -> Vec<u8> {
+    let mut pages = Vec::with_capacity(count as usize * PAGE);
+    (0..count).for_each(|_| pages.extend_from_slice(&writes.next().1));
+    pages
 }
 
 /// The whole chain.

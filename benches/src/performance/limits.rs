@@ -107,7 +107,7 @@ impl Limits {
 }
 
 /// Wall and CPU time of work in this process.
-fn timed<'a>(mut work: Box<dyn FnMut() -> Result<()> + 'a>) -> Box<dyn FnMut() -> Result<Cost> + 'a> {
+pub fn timed<'a>(mut work: Box<dyn FnMut() -> Result<()> + 'a>) -> Box<dyn FnMut() -> Result<Cost> + 'a> {
     Box::new(move || {
         let (begun, cpu) = (Instant::now(), own_cpu()?);
         work()?;

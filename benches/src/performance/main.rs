@@ -8,6 +8,7 @@
 //! Farshore is the program itself with a configuration file as a user has it: its roles are processes of their own, TLS
 //! lies between them, objects are sealed and synced. Nothing is switched off.
 
+mod apply;
 mod back;
 mod clones;
 mod cold;
@@ -23,6 +24,7 @@ mod link;
 mod machine;
 mod measure;
 mod noise;
+mod parts;
 mod peers;
 mod report;
 mod served;

@@ -21,6 +21,7 @@ use model::{Extent, SECTOR_BYTES};
 
 use self::qcow2::Qcow2Layout;
 use crate::bounds::{check_extent, check_write};
+use crate::direct::cut;
 use crate::{Disk, RawDisk};
 
 /// Format of an image.
@@ -157,14 +158,21 @@ impl Image {
 
     /// Writes at any offset of the ranges that may be written, again if need be.
     pub async fn write(&self, offset: u64, data: Bytes) -> io::Result<()> {
-        let Some(extent) = check_write(offset, data.len(), self.size)? else { return Ok(()) };
+        self.write_parts(offset, vec![data]).await
+    }
+
+    /// The same with parts that lie one behind the other. Large writes go past the page cache, where the file can.
+    pub async fn write_parts(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        let len = parts.iter().map(Bytes::len).sum();
+        let Some(extent) = check_write(offset, len, self.size)? else { return Ok(()) };
         for (part, at) in self.layout.parts(extent) {
             let Some(at) = at else {
                 let why = format!("range {part} is a hole of image {} and cannot be written", self.path.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             };
             let start = (part.offset() - offset) as usize;
-            self.file.write(at, data.slice(start..start + part.len() as usize)).await?;
+            let of_part = cut(&parts, start, start + part.len() as usize).map(|(_, piece)| piece);
+            self.file.write_parts(at, of_part.collect()).await?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod device;
+mod direct;
 mod here;
 mod image;
 pub mod memory;

@@ -23,6 +23,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::Disk;
 use crate::bounds::{check_extent, check_write};
+use crate::direct::Direct;
 use crate::here::Here;
 use crate::threads::DiskThreads;
 
@@ -53,6 +54,7 @@ struct Inner {
     size: u64,
     writable: bool,
     block_device: bool,
+    direct: Direct,
 }
 
 impl RawDisk {
@@ -93,9 +95,7 @@ impl RawDisk {
         let inner = &self.inner;
         let mut file = inner.file.try_clone().map_err(|e| context(e, "measure", &inner.path))?;
         let size = size_of(&mut file, &inner.path)?;
-        let inner =
-            Inner { file, path: inner.path.clone(), size, writable: inner.writable, block_device: inner.block_device };
-        Ok(Self::around(inner))
+        Ok(Self::around(file, inner.path.clone(), size, (inner.writable, inner.block_device)))
     }
 
     fn from_file(mut file: File, path: &Path, writable: bool, block_device: bool) -> io::Result<Self> {
@@ -103,12 +103,22 @@ impl RawDisk {
             lock(&file, path)?;
         }
         let size = size_of(&mut file, path)?;
-        let inner = Inner { file, path: path.to_owned(), size, writable, block_device };
-        Ok(Self::around(inner))
+        Ok(Self::around(file, path.to_owned(), size, (writable, block_device)))
     }
 
-    fn around(inner: Inner) -> Self {
+    fn around(file: File, path: PathBuf, size: u64, (writable, block_device): (bool, bool)) -> Self {
+        let inner = Inner { file, path, size, writable, block_device, direct: Direct::default() };
         Self { inner: Arc::new(inner), threads: DiskThreads::new(), here: Here::default() }
+    }
+
+    /// Writes parts one behind the other from `offset` on, as whoever fills a disk does: large writes go past the page cache,
+    /// where the file can. Otherwise as [`Disk::write`].
+    pub async fn write_parts(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        self.check_writable()?;
+        let Some(extent) = check_write(offset, parts.iter().map(Bytes::len).sum(), self.inner.size)? else {
+            return Ok(());
+        };
+        self.run(move |disk| disk.write_parts(extent, &parts)).await
     }
 
     /// Runs one operation on a thread that may block.
@@ -210,6 +220,11 @@ impl Inner {
 
     fn write(&self, extent: Extent, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, extent.offset()).map_err(|e| range_context(e, "write", extent, &self.path))
+    }
+
+    fn write_parts(&self, extent: Extent, parts: &[Bytes]) -> io::Result<()> {
+        let written = self.direct.write(&self.file, extent.offset(), parts);
+        written.map_err(|e| range_context(e, "write", extent, &self.path))
     }
 
     fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {

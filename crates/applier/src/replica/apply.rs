@@ -4,18 +4,18 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::keys::Keys;
 use format::manifest::Promoted;
 use format::map::tag;
-use format::object::{LogKind, ObjectHeader, ObjectId, ObjectKind, Place};
-use format::segment::{Piece, Table};
+use format::object::ObjectId;
+use format::segment::Piece;
 use model::{DiskChange, MachineName, Position, Record, RecordBody, RecordDigest, RecordDigester, Seq, Timestamp};
 use store::{LogPosition, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::ReplicaConfig;
 use super::disks::ReplicaDisks;
+use super::read::{ReadSegment, SegmentReader};
 use super::state::{self, Intent, ReplicaState};
 use crate::ApplierError;
 use crate::applier::SegmentRun;
@@ -106,14 +106,15 @@ impl Replica {
         let mut cursor = self.cursor();
         let committed = &committed.segments;
         let first = committed.partition_point(|segment| segment.head.position.seq <= self.state.position.seq);
-        for segment in &committed[first..] {
-            if cursor.position.seq >= target {
-                break;
-            }
+        let behind = committed.partition_point(|segment| segment.head.position.seq < target);
+        let segments = committed.get(first..committed.len().min(behind + 1)).unwrap_or_default();
+        let mut read = self.reader().in_turn(segments);
+        for segment in segments {
             if stop.is_cancelled() {
                 return Err(ApplierError::Stopped);
             }
-            self.apply_segment(segment, target, &mut cursor, &mut disks).await?;
+            let object = read.next().await?;
+            self.apply_segment((segment, object), target, &mut cursor, &mut disks).await?;
         }
         self.conclude(disks, cursor.position, cursor.time, cursor.digester.digest()).await
     }
@@ -216,7 +217,7 @@ impl Replica {
         if segment.head.position.seq == at {
             return if segment.head.digest == self.state.digest { Ok(()) } else { Err(foreign()) };
         }
-        let (_, (_, table)) = self.read(segment).await?;
+        let (_, (_, table)) = self.reader().read(segment).await?;
         let before = holder.checked_sub(1).map_or(start, |i| &committed[i].head).digest;
         let mut digester = RecordDigester::resume(before);
         for record in table.records.iter().take_while(|record| record.seq <= at) {
@@ -225,42 +226,18 @@ impl Replica {
         if digester.digest() == self.state.digest { Ok(()) } else { Err(foreign()) }
     }
 
-    /// A promoted segment, whole and checked.
-    async fn read(&self, segment: &Promoted) -> Result<(Bytes, (ObjectHeader, Table)), ApplierError> {
-        let machine = &self.state.machine;
-        let path = promoted_path(machine, segment);
-        let fetching = self.stages.at(Stage::Fetch);
-        let found = self.store.get(&path).await?;
-        let object = found.ok_or_else(|| segments::missing(path.clone(), "the manifest has promoted it"))?;
-        fetching.moved(object.len() as u64);
-        drop(fetching);
-        let opening = self.stages.at(Stage::Open);
-        let refused = |source| ApplierError::damaged(path.clone(), source);
-        let header = ObjectHeader::parse(&self.keys, &object).map_err(refused)?;
-        let place = Place {
-            machine: Some(machine.clone()),
-            log: Some(LogKind::Stream),
-            epoch: segment.epoch,
-            slot: segment.slot,
-        };
-        header.expect_place(ObjectKind::Segment, &place).map_err(refused)?;
-        header.check_body(&object).map_err(refused)?;
-        if ObjectHeader::hash(&object).map_err(refused)? != segment.hash {
-            return Err(ApplierError::Diverged { path });
-        }
-        let table = segments::table(&self.keys, &header, &object).map_err(refused)?;
-        opening.moved(u64::from(header.table_plain_bytes));
-        Ok((object, (header, table)))
+    fn reader(&self) -> SegmentReader {
+        let (store, keys, stages) = (self.store.clone(), self.keys.clone(), self.stages.clone());
+        SegmentReader::new(store, keys, self.state.machine.clone(), stages)
     }
 
     async fn apply_segment(
         &self,
-        segment: &Promoted,
+        (segment, (object, (header, table))): (&Promoted, ReadSegment),
         target: Seq,
         cursor: &mut Cursor,
         disks: &mut ReplicaDisks,
     ) -> Result<(), ApplierError> {
-        let (object, (header, table)) = self.read(segment).await?;
         if header.first_seq > cursor.position.seq.next() {
             return Err(ApplierError::Diverged { path: promoted_path(&self.state.machine, segment) });
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use disk::ImageFormat;
 use futures::StreamExt;
 use model::{DiskId, DiskName, Extent};
@@ -18,14 +19,14 @@ use crate::files::sync_directory;
 use crate::recover::{Frames, Source, piece_of};
 use crate::stages::Stage;
 
-/// Bytes of one write.
-const PIECE_BYTES: u64 = 1 << 20;
+/// Most bytes of one write.
+const WRITE_BYTES_MAX: u64 = 1 << 20;
 
 /// Writes in flight at once.
 const WRITES_INFLIGHT: usize = 8;
 
 /// Of these, those of one lot.
-const PIECES_AT_ONCE: usize = 4;
+const WRITES_AT_ONCE: usize = 4;
 
 /// Pieces of one lot: their frames are asked for together, so that neighbours come in one GET.
 const PIECES_TOGETHER: usize = 64;
@@ -179,14 +180,14 @@ impl ReplicaDisks {
         let Some(open) = self.open.get(&id).filter(|_| !runs.is_empty()) else { return Ok(()) };
         let pieces = runs.into_iter().flat_map(|(run, source)| {
             // A run of zeros is one operation, however long it is.
-            let boundary = if source == Source::Zero { run.end() } else { PIECE_BYTES };
+            let boundary = if source == Source::Zero { run.end() } else { WRITE_BYTES_MAX };
             run.split_at_multiples(boundary).map(move |piece| (piece, source.advance(piece.offset() - run.offset())))
         });
         let pieces: Vec<_> = pieces.collect();
         let lots: Vec<_> = pieces.chunks(PIECES_TOGETHER).map(<[_]>::to_vec).collect();
         let mut writes = futures::stream::iter(lots)
             .map(|together| write_pieces(frames, open, together))
-            .buffer_unordered(WRITES_INFLIGHT / PIECES_AT_ONCE);
+            .buffer_unordered(WRITES_INFLIGHT / WRITES_AT_ONCE);
         let mut result = Ok(());
         while let Some(written) = writes.next().await {
             result = result.and(written);
@@ -221,21 +222,32 @@ impl ReplicaDisks {
     }
 }
 
+/// One operation on a disk.
+enum Change {
+    Zero(Extent),
+    /// Parts one behind the other from an offset on.
+    Write(u64, Vec<Bytes>),
+}
+
 /// Writes pieces whose frames are asked for together.
 async fn write_pieces(frames: &Frames, open: &Open, pieces: Vec<(Extent, Source)>) -> Result<(), ApplierError> {
     let plain = frames.all(pieces.iter().map(|(_, source)| *source)).await.map_err(ApplierError::Recover)?;
-    let plain = &plain;
     let writing = frames.stages().at(Stage::Write);
     let bytes = pieces.iter().filter(|(_, source)| *source != Source::Zero).map(|(piece, _)| piece.len()).sum();
-    let mut writes = futures::stream::iter(pieces)
-        .map(|(piece, source)| async move {
-            let written = match piece_of(frames, plain, piece, source).map_err(ApplierError::Recover)? {
-                None => open.target.zero(piece).await,
-                Some(bytes) => open.target.write(piece.offset(), bytes).await,
+    let mut changes = Vec::new();
+    for (piece, source) in pieces {
+        let data = piece_of(frames, &plain, piece, source).map_err(ApplierError::Recover)?;
+        join(&mut changes, piece, data);
+    }
+    let mut writes = futures::stream::iter(changes)
+        .map(|change| async {
+            let written = match change {
+                Change::Zero(extent) => open.target.zero(extent).await,
+                Change::Write(offset, parts) => open.target.write(offset, parts).await,
             };
             written.map_err(failed("write", &open.path))
         })
-        .buffer_unordered(PIECES_AT_ONCE);
+        .buffer_unordered(WRITES_AT_ONCE);
     let mut result = Ok(());
     while let Some(written) = writes.next().await {
         result = result.and(written);
@@ -244,6 +256,18 @@ async fn write_pieces(frames: &Frames, open: &Open, pieces: Vec<(Extent, Source)
         writing.moved(bytes);
     }
     result
+}
+
+/// Adds a piece to what there is to do: to the write before it, if it goes on where that ends.
+fn join(changes: &mut Vec<Change>, piece: Extent, data: Option<Bytes>) {
+    let Some(data) = data else { return changes.push(Change::Zero(piece)) };
+    if let Some(Change::Write(offset, parts)) = changes.last_mut() {
+        let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        if *offset + len == piece.offset() && len + piece.len() <= WRITE_BYTES_MAX {
+            return parts.push(data);
+        }
+    }
+    changes.push(Change::Write(piece.offset(), vec![data]));
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {

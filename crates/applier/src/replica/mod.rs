@@ -18,6 +18,7 @@
 mod apply;
 mod device;
 mod disks;
+mod read;
 mod rebuild;
 mod run;
 mod state;

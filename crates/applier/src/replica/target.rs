@@ -46,11 +46,11 @@ impl Target {
         }
     }
 
-    /// Writes at any offset of the disk.
-    pub async fn write(&self, offset: u64, data: Bytes) -> io::Result<()> {
+    /// Writes parts one behind the other from any offset of the disk on.
+    pub async fn write(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
         match self {
-            Target::Raw(raw) => raw.write(offset, data).await,
-            Target::Image(image) => image.write(offset, data).await,
+            Target::Raw(raw) => raw.write_parts(offset, parts).await,
+            Target::Image(image) => image.write_parts(offset, parts).await,
         }
     }
 
