@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use rustix::fs::OFlags;
 
 use crate::Bench;
+use crate::inputs::PAGE;
 use crate::measure::{Cost, Runner, Side, own_cpu};
 use crate::report::Table;
 use crate::tls;
@@ -31,7 +33,7 @@ pub struct Limits {
 }
 
 /// In the order of the table.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "memory copy",
     "BLAKE3, keyed, 64 KiB",
     "zstd level 1, frames of 64 KiB",
@@ -39,6 +41,7 @@ const NAMES: [&str; 7] = [
     "AES-256-GCM, 64 KiB",
     "TLS 1.3 over loopback",
     "disk write, fsync at the end",
+    "disk write past the page cache, fsync",
 ];
 pub const COPY: usize = 0;
 pub const BLAKE3: usize = 1;
@@ -65,6 +68,7 @@ pub fn sample(bench: &Bench) -> Result<Vec<u8>> {
 /// Runners for [`crate::measure::rounds`], in the order of the names.
 pub fn runners<'a>(bench: &'a Bench, data: &'a [u8]) -> Vec<Runner<'a>> {
     let file = bench.dir.join("written");
+    let cached = file.clone();
     let tls_bytes = bench.inputs.bytes;
     let work: Vec<Box<dyn FnMut() -> Result<()> + 'a>> = vec![
         Box::new(move || copy(data)),
@@ -73,7 +77,8 @@ pub fn runners<'a>(bench: &'a Bench, data: &'a [u8]) -> Vec<Runner<'a>> {
         Box::new(move || lz4_all(data)),
         Box::new(move || seal_all(data)),
         Box::new(move || tls::send(data, tls_bytes)),
-        Box::new(move || write_all(&file, data, tls_bytes / 2)),
+        Box::new(move || write_all(&cached, data, tls_bytes / 2, OFlags::empty())),
+        Box::new(move || write_all(&file, data, tls_bytes / 2, OFlags::DIRECT)),
     ];
     NAMES.iter().zip(work).map(|(name, work)| ((*name).to_owned(), timed(work))).collect()
 }
@@ -82,7 +87,7 @@ impl Limits {
     /// Of the sides that those runners gave.
     pub fn new(bench: &Bench, data: &[u8], sides: Vec<Side>) -> Self {
         let (own, image) = (data.len() as u64, bench.inputs.bytes);
-        Self { sides, bytes: vec![own, own, own, own, own, image, image / 2] }
+        Self { sides, bytes: vec![own, own, own, own, own, image, image / 2, image / 2] }
     }
 
     /// MB/s, median.
@@ -167,13 +172,19 @@ fn seal_all(data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn write_all(path: &std::path::Path, data: &[u8], bytes: u64) -> Result<()> {
-    let mut file = File::create(path)?;
-    let (mut left, mut parts) = (bytes as usize, data.chunks(WRITE_BYTES).cycle());
+/// A new file of so many bytes out of the data, in large writes from memory on a page.
+fn write_all(path: &std::path::Path, data: &[u8], bytes: u64, flags: OFlags) -> Result<()> {
+    let open = |flags| File::options().create(true).truncate(true).write(true).custom_flags(flags).open(path);
+    // Not every file system goes past the cache; what it does then is its speed.
+    let mut file = open(flags.bits() as i32).or_else(|_| open(0))?;
+    let mut buffer = vec![0; WRITE_BYTES + PAGE];
+    let start = buffer.as_ptr().addr().next_multiple_of(PAGE) - buffer.as_ptr().addr();
+    let (mut left, mut parts) = (bytes as usize, data.chunks_exact(WRITE_BYTES.min(data.len())).cycle());
     while left > 0 {
         let part = parts.next().context("data are not empty")?;
         let part = &part[..part.len().min(left)];
-        file.write_all(part)?;
+        buffer[start..start + part.len()].copy_from_slice(part);
+        file.write_all(&buffer[start..start + part.len()])?;
         left -= part.len();
     }
     file.sync_all()?;
