@@ -1,4 +1,4 @@
-//! The chore `bench`: tools, one build in the release profile, and one run of the program `performance` of benches/.
+//! The chore `bench`: tools, one build in the release profile, the parts by themselves, and one run of the program `performance` of benches/.
 
 use anyhow::Result;
 use clap::Args;
@@ -20,11 +20,16 @@ pub struct Wanted {
     options: Vec<String>,
 }
 
-/// Builds farshore and the bench with one choice of features, which is that of what ships, and runs the bench.
+/// Builds farshore and the bench with one choice of features, which is that of what ships; runs the bench, and before a whole run
+/// that of the parts.
 pub fn run_bench(wanted: &Wanted) -> Result<()> {
     tools::bench(wanted.rustic)?;
     let build = ["build", "--release", "-p", "farshore", "-p", "benches", "--bin", "farshore", "--bin", "performance"];
     run("cargo", &build)?;
+    if wanted.options.is_empty() {
+        // The same choice of packages, or features would differ and all would be built again.
+        run("cargo", &["bench", "-p", "farshore", "-p", "benches", "--bench", "hot-path"])?;
+    }
     let given: Vec<&str> = wanted.options.iter().map(String::as_str).collect();
     run("target/release/performance", if given.is_empty() { &["--out", REPORT] } else { &given })
 }
