@@ -13,6 +13,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let data = limits::sample(bench)?;
     let mut peaks = Vec::new();
     let mut runners = limits::runners(bench, &data).split_off(limits::TLS);
+    // The program's store writes through the page cache: the way past it is no bound of its.
     runners.truncate(2);
     runners.insert(
         0,
